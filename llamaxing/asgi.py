@@ -1,0 +1,161 @@
+"""The gateway as an ASGI 3 application: bytes in and out, hang-ups, the record in its place."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+from llamaxing.errors import CallerGone, ConfigurationError, InternalError, NotConfigured
+from llamaxing.gateway import Gateway, refusal
+from llamaxing.http import Body, BodyLimits, Request, Response
+from llamaxing.relay import BrokenOff
+
+log = logging.getLogger("llamaxing")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# Seconds before a configuration that could not be used is read again.
+_TRY_AGAIN_AFTER = 5.0
+
+
+class Application:
+    """Opens its gateway with the first request, or with a lifespan where the server has one.
+
+    Nothing is raised to the server: it would answer in a shape of its own, or not at all.
+    """
+
+    def __init__(self, open_gateway: Callable[[], Awaitable[tuple[Gateway, BodyLimits]]]) -> None:
+        """`open_gateway` is awaited once; it may raise `ConfigurationError`."""
+        self._open = open_gateway
+        self._opened: tuple[Gateway, BodyLimits] | None = None
+        self._fault: ConfigurationError | None = None
+        self._fault_until = 0.0
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._call(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _call(self, scope: Message, receive: Receive, send: Send) -> None:
+        caller = _Caller(receive)
+        response: Response | None = None
+        whole = False
+        try:
+            response = await self._answer(scope, caller)
+            await send(_start(response))
+            async for chunk in response.body:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            whole = True
+        except asyncio.CancelledError:
+            if not caller.gone:
+                raise
+        except (CallerGone, BrokenOff):
+            pass
+        except Exception:
+            log.exception("a reply could not be sent")
+        finally:
+            caller.release()
+            if response is not None:
+                await response.aclose()
+        if whole:
+            # Only now: a caller who waits for the end of the body knows that it is recorded.
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _answer(self, scope: Message, caller: "_Caller") -> Response:
+        try:
+            gateway, limits = await self._gateway()
+        except ConfigurationError as error:
+            return refusal(NotConfigured(error.settings))
+        except Exception:
+            log.exception("the gateway could not be opened")
+            return refusal(InternalError())
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        length = headers.get("content-length", "")
+        announced = int(length) if length.isdecimal() else 0
+        body = Body(caller.body(), limits, announced=announced)
+        path = scope["path"]
+        path = path.rstrip("/") or "/"
+        return await gateway.handle(Request(scope["method"], path, headers, body))
+
+    async def _gateway(self) -> tuple[Gateway, BodyLimits]:
+        if self._opened is not None:
+            return self._opened
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            if self._fault is not None and now < self._fault_until:
+                raise self._fault
+            if self._opened is None:
+                try:
+                    self._opened = await self._open()
+                except ConfigurationError as error:
+                    for fault in error.faults:
+                        log.error("%s", fault)
+                    self._fault, self._fault_until = error, now + _TRY_AGAIN_AFTER
+                    raise
+            return self._opened
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._gateway()
+        except ConfigurationError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._opened is not None:
+            await self._opened[0].aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class _Caller:
+    """Who is at the other end: the body they send, and whether they are still there.
+
+    Once the body is in, a hang-up cancels the task of the call, until it is released.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self.gone = False
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Raises `CallerGone` for a hang-up within."""
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise CallerGone
+            more = message.get("more_body", False)
+            if chunk := message.get("body", b""):
+                yield chunk
+        self._watcher = asyncio.create_task(self._watch())
+
+    def release(self) -> None:
+        """From here on the call runs to its end, whoever is there to see it."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _start(response: Response) -> Message:
+    return {
+        "type": "http.response.start",
+        "status": response.status,
+        "headers": response.headers,
+    }

@@ -1,0 +1,238 @@
+"""Everything that the gateway itself refuses, in OpenAI's error shape.
+
+GatewayError
+├── InvalidRequest (400)      InvalidJSON · InvalidType · MissingParameter · NotForThisEndpoint
+├── Unauthenticated (401)
+├── Forbidden (403)           IdentityNotAllowed · ModelNotAllowed
+├── NotFound (404)            ModelNotFound · UnknownURL
+├── MethodNotAllowed (405)
+├── RequestTooLarge (413)
+├── UnsupportedMediaType (415)
+├── AllInstancesThrottled (429)
+├── InternalError (500)
+├── UpstreamFailed (502)      UpstreamUnreachable · UpstreamBadResponse · UpstreamAuth
+├── NotServing (503)          NotConfigured · ShuttingDown
+└── UpstreamTimeout (504)
+
+ConfigurationError            what an operator has to mend; callers only see NotConfigured
+CallerGone                    nobody is left to answer
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+
+class GatewayError(Exception):
+    """Ends a call with `status` and a body that OpenAI's SDKs read.
+
+    The message is one sentence for the caller to act on: no credential, host name, claim or
+    path of a file in it.
+    """
+
+    status = 500
+    type = "api_error"
+    code: str | None = None
+    param: str | None = None
+    headers: Mapping[str, str] = {}
+
+    @property
+    def body(self) -> bytes:
+        return error_body(str(self), self.type, self.param, self.code)
+
+
+def error_body(message: str, type: str, param: str | None, code: str | None) -> bytes:
+    error = {"message": message, "type": type, "param": param, "code": code}
+    return json.dumps({"error": error}).encode()
+
+
+class InvalidRequest(GatewayError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidJSON(InvalidRequest):
+    code = "invalid_json"
+
+
+class InvalidType(InvalidRequest):
+    code = "invalid_type"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class MissingParameter(InvalidRequest):
+    code = "missing_required_parameter"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"You must provide the parameter '{param}'.")
+        self.param = param
+
+
+class NotForThisEndpoint(InvalidRequest):
+    param = "model"
+
+    def __init__(self, model: str, endpoint: str, served: Sequence[str]) -> None:
+        super().__init__(
+            f"The model '{model}' does not serve {endpoint}; it serves {', '.join(served)}."
+        )
+
+
+class Unauthenticated(GatewayError):
+    """No credential, a malformed one, or one that is refused."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    headers: Mapping[str, str] = {"www-authenticate": 'Bearer realm="llamaxing"'}
+
+
+class Forbidden(GatewayError):
+    status = 403
+    type = "permission_error"
+
+
+class IdentityNotAllowed(Forbidden):
+    code = "identity_not_allowed"
+
+
+class ModelNotAllowed(Forbidden):
+    code = "model_not_allowed"
+    param = "model"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"You are not allowed to use the model '{model}'.")
+
+
+class NotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+    param = "model"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model}' does not exist here.")
+
+
+class UnknownURL(NotFound):
+    code = "unknown_url"
+
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(f"Unknown request URL: {method} {path}.")
+
+
+class MethodNotAllowed(GatewayError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
+        super().__init__(f"{method} is not allowed on {path}; use {' or '.join(allowed)}.")
+        self.headers = {"allow": ", ".join(allowed)}
+
+
+class RequestTooLarge(GatewayError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request body is larger than the {limit:,} bytes allowed here.")
+
+
+class UnsupportedMediaType(GatewayError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class AllInstancesThrottled(GatewayError):
+    status = 429
+    type = "rate_limit_error"
+    code = "all_instances_throttled"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"Every instance of the model '{model}' is over its rate limit.")
+
+
+class InternalError(GatewayError):
+    code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway failed on this request; its log has the reason.")
+
+
+class UpstreamFailed(GatewayError):
+    status = 502
+
+
+class UpstreamUnreachable(UpstreamFailed):
+    code = "upstream_unreachable"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"No instance of the model '{model}' could be reached.")
+
+
+class UpstreamBadResponse(UpstreamFailed):
+    code = "upstream_bad_response"
+
+    def __init__(self, model: str, what: str) -> None:
+        super().__init__(f"An instance of the model '{model}' sent {what} instead of an answer.")
+
+
+class UpstreamAuth(UpstreamFailed):
+    code = "upstream_auth"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"The instances of the model '{model}' refused the gateway's own credential."
+        )
+
+
+class NotServing(GatewayError):
+    status = 503
+    headers: Mapping[str, str] = {"retry-after": "5"}
+
+
+class NotConfigured(NotServing):
+    code = "config_error"
+
+    def __init__(self, settings: Sequence[str]) -> None:
+        super().__init__(
+            "The gateway cannot serve with its configuration: its log says what is wrong with "
+            f"{', '.join(settings)}."
+        )
+
+
+class ShuttingDown(NotServing):
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("This gateway is shutting down; try again.")
+
+
+class UpstreamTimeout(GatewayError):
+    status = 504
+    code = "upstream_timeout"
+
+    def __init__(self, model: str, seconds: float) -> None:
+        super().__init__(
+            f"No answer came from the model '{model}' within the limit of {seconds:g} seconds."
+        )
+
+
+class ConfigurationError(Exception):
+    """Every fault found in the configuration, a line each, and the settings to look at."""
+
+    def __init__(self, faults: Sequence[str], settings: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = list(faults)
+        self.settings = list(settings)
+
+
+class CallerGone(Exception):
+    """The caller hung up while the request's body was still coming in."""

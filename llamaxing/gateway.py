@@ -1,0 +1,198 @@
+"""The pipeline: who calls, what for, sent where, and how it ended."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from functools import partial
+
+from llamaxing import endpoints, headers
+from llamaxing.auth import Authenticator
+from llamaxing.catalog import Catalog
+from llamaxing.errors import (
+    CallerGone,
+    GatewayError,
+    InternalError,
+    InvalidType,
+    MissingParameter,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+from llamaxing.exchange import Exchange, Kept
+from llamaxing.forward import Answer, Call, Forwarder
+from llamaxing.http import Headers, Request, Response
+from llamaxing.identity import Identity
+from llamaxing.pages import Pages, allow, respond
+from llamaxing.payload import REMOVE, Payload
+from llamaxing.recorder import Recorder
+from llamaxing.reference import Reference
+from llamaxing.relay import relay
+
+log = logging.getLogger("llamaxing")
+
+METADATA = "observation_metadata"
+# What nginx writes for a caller who did not wait; it only stands in records.
+_CLIENT_CLOSED_REQUEST = 499
+
+
+class Gateway:
+    """One gateway for all calls. It owns what it is given, and `aclose` closes it."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        authenticators: Sequence[Authenticator],
+        forward: Forwarder,
+        recorder: Recorder,
+        app_name: str = "llamaxing",
+        reference: Reference | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._authenticators = authenticators
+        self._forward = forward
+        self._recorder = recorder
+        self._pages = Pages(app_name, catalog, self._identify, reference)
+
+    async def handle(self, request: Request) -> Response:
+        """Answers every request; raises only for a caller who is gone."""
+        request_id = headers.request_id(request.headers, uuid.uuid4().hex)
+        found = endpoints.match(request.path)
+        try:
+            if found is None:
+                response = await self._pages.answer(request)
+            else:
+                allow(request, found[0].methods)
+                response = await self._exchange(request, request_id, *found)
+        except GatewayError as error:
+            response = refusal(error)
+        except CallerGone:
+            raise
+        except Exception:
+            log.exception("request %s failed", request_id)
+            response = refusal(InternalError())
+        response.headers.append((b"x-request-id", request_id.encode()))
+        return response
+
+    async def aclose(self) -> None:
+        await self._forward.aclose()
+        await self._recorder.aclose()
+
+    async def _exchange(
+        self, request: Request, request_id: str, endpoint: endpoints.Endpoint, named: str | None
+    ) -> Response:
+        exchange = Exchange(endpoint, request_id, Kept(self._recorder.copy_up_to))
+        try:
+            answer = await self._answer(exchange, request, named)
+        except GatewayError as error:
+            return self._refused(exchange, error)
+        except (asyncio.CancelledError, CallerGone):
+            exchange.status = _CLIENT_CLOSED_REQUEST
+            await self._finish(exchange)
+            raise
+        except Exception:
+            log.exception("request %s failed", request_id)
+            return self._refused(exchange, InternalError())
+        return self._relayed(exchange, answer)
+
+    async def _answer(self, exchange: Exchange, request: Request, named: str | None) -> Answer:
+        exchange.identity = await self._identify(request)
+        _require_json(request)
+        exchange.request = await request.body.read()
+        payload = Payload(exchange.request)
+        exchange.metadata = _metadata(payload)
+        exchange.streamed = payload.get("stream") is True
+        exchange.model = named or _model(payload)
+        model = self._catalog.find(exchange.model, exchange.endpoint, exchange.identity)
+        call = Call(
+            model,
+            exchange.endpoint,
+            payload,
+            {METADATA: REMOVE} if METADATA in payload else {},
+            headers.upwards(request.headers),
+            exchange.streamed,
+        )
+        return await self._forward(call, exchange)
+
+    async def _identify(self, request: Request) -> Identity:
+        for authenticator in self._authenticators:
+            identity = await authenticator.authenticate(request)
+            if identity is not None:
+                return identity
+        raise Unauthenticated(
+            "You didn't provide an API key: send it as 'Authorization: Bearer <key>' or as "
+            "'api-key: <key>'."
+        )
+
+    def _relayed(self, exchange: Exchange, answer: Answer) -> Response:
+        exchange.status = answer.status
+        exchange.content_type = answer.media_type
+        exchange.content_encoding = answer.header(b"content-encoding")
+        body = relay(answer, exchange)
+
+        async def aclose() -> None:
+            await body.aclose()  # type: ignore[attr-defined]
+            await answer.aclose()
+            await self._finish(exchange)
+
+        return Response(answer.status, _head(answer), body, aclose)
+
+    def _refused(self, exchange: Exchange, error: GatewayError) -> Response:
+        exchange.status, exchange.error = error.status, error.code
+        exchange.reply.add(error.body)
+        exchange.content_type = "application/json"
+        exchange.complete = True
+        response = refusal(error)
+        response.aclose = partial(self._finish, exchange)
+        return response
+
+    async def _finish(self, exchange: Exchange) -> None:
+        exchange.finished = time.time()
+        if not exchange.complete and exchange.error is None:
+            exchange.error = "caller_hung_up"
+        await self._recorder.record(exchange)
+
+
+def refusal(error: GatewayError) -> Response:
+    """A refusal of our own, in OpenAI's shape."""
+    head: Headers = [(b"content-type", b"application/json")]
+    head += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    return respond(error.status, error.body, head)
+
+
+def _require_json(request: Request) -> None:
+    content_type = request.headers.get("content-type", "application/json")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(
+            f"The content type '{media_type}' is not served here; send 'application/json'."
+        )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("A compressed request body is not served here.")
+
+
+def _metadata(payload: Payload) -> dict[str, object] | None:
+    given = payload.get(METADATA)
+    if given is not None and not isinstance(given, dict):
+        raise InvalidType(f"The parameter '{METADATA}' has to be an object.", METADATA)
+    return given
+
+
+def _model(payload: Payload) -> str:
+    model = payload.get("model")
+    if model is None:
+        raise MissingParameter("model")
+    if not isinstance(model, str):
+        raise InvalidType("The parameter 'model' has to be a string.", "model")
+    return model
+
+
+def _head(answer: Answer) -> Headers:
+    head = headers.downwards(answer.headers)
+    if answer.media_type == "text/event-stream":
+        # It may end with an event of ours, and proxies are asked not to collect it.
+        head = [(name, value) for name, value in head if name != b"content-length"]
+        return [*head, (b"x-accel-buffering", b"no")]
+    if answer.whole and not answer.header(b"content-length"):
+        head.append((b"content-length", str(sum(map(len, answer.held))).encode()))
+    return head

@@ -1,0 +1,77 @@
+"""Header hygiene: what may cross the gateway, in either direction. Everything else stays behind."""
+
+import email.utils
+import re
+from collections.abc import Mapping
+
+from llamaxing.http import Headers
+
+# What a caller may add to a request of ours.
+_UPWARDS = frozenset(
+    {
+        "accept",
+        "content-type",
+        "idempotency-key",
+        "openai-beta",
+        "traceparent",
+        "tracestate",
+        "x-client-request-id",
+        "x-ms-client-request-id",
+    }
+)
+
+# What a caller gets to see of an upstream's reply.
+_DOWNWARDS = re.compile(
+    rb"content-(?:type|length|encoding|disposition|language)|cache-control|etag|"
+    rb"retry-after(?:-ms)?|x-should-retry|x-rate-?limit-.+|"
+    rb"openai-(?:processing-ms|version|model|poll-after-ms)|"
+    rb"apim-request-id|azureml-model-(?:session|group)|operation-location|"
+    rb"x-ms-(?:region|client-request-id|rai-invoked|deployment-name)|"
+    rb"x-envoy-upstream-service-time|x-accel-buffering"
+)
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+def upwards(callers: Mapping[str, str]) -> dict[str, str]:
+    """The caller's headers that go along to an upstream."""
+    named = {name.strip().lower() for name in callers.get("connection", "").split(",")}
+    return {name: value for name, value in callers.items() if name in _UPWARDS - named}
+
+
+def downwards(upstreams: Headers) -> Headers:
+    """The upstream's headers that the caller gets; its request id under another name."""
+    lowered = [(name.lower(), value) for name, value in upstreams]
+    named = b",".join(value.lower() for name, value in lowered if name == b"connection")
+    ours = [
+        (name, value) for name, value in lowered if _DOWNWARDS.fullmatch(name) and name not in named
+    ]
+    ours += [(b"x-upstream-request-id", value) for name, value in lowered if name == _REQUEST_ID]
+    return ours
+
+
+_REQUEST_ID = b"x-request-id"
+
+
+def request_id(callers: Mapping[str, str], otherwise: str) -> str:
+    """The caller's own id where it is a sane one."""
+    given = callers.get("x-request-id", "")
+    return given if _SANE_REQUEST_ID.fullmatch(given) else otherwise
+
+
+def retry_after(upstreams: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait, by `retry-after-ms` or by `Retry-After` (seconds or a date); None: unknown.
+
+    Azure says -1 or 0 where it does not know.
+    """
+    for name, factor in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(upstreams.get(name, "")) * factor
+        except ValueError:
+            continue
+        if seconds > 0:
+            return seconds
+    try:
+        date = email.utils.parsedate_to_datetime(upstreams.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - now) or None

@@ -1,0 +1,87 @@
+"""What the gateway answers by itself: the models listing, its health, the API reference."""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from llamaxing import endpoints
+from llamaxing.catalog import Catalog
+from llamaxing.errors import MethodNotAllowed, ModelNotFound, UnknownURL
+from llamaxing.http import Headers, Request, Response
+from llamaxing.identity import Identity
+from llamaxing.reference import Reference
+
+
+class Pages:
+    """`reference` is None where the page for people is switched off."""
+
+    def __init__(
+        self,
+        app_name: str,
+        catalog: Catalog,
+        identify: Callable[[Request], Awaitable[Identity]],
+        reference: Reference | None,
+    ) -> None:
+        self._app_name = app_name
+        self._catalog = catalog
+        self._identify = identify
+        self._reference = reference
+
+    async def answer(self, request: Request) -> Response:
+        """Raises `UnknownURL`, `MethodNotAllowed`, and for the listing what `identify` raises."""
+        wanted = endpoints.models_path(request.path)
+        if wanted is not None:
+            allow(request, ("GET",))
+            return _json(200, self._listing(await self._identify(request), wanted))
+        if request.path in ("/health/live", "/health/ready"):
+            allow(request, ("GET", "HEAD"))
+            return _json(200, {"status": "ok"})
+        if self._reference is not None and request.path == "/":
+            allow(request, ("GET", "HEAD"))
+            return _page(self._reference)
+        if self._reference is not None and request.path == "/v1/openapi.json":
+            allow(request, ("GET", "HEAD"))
+            return respond(200, self._reference.document)
+        raise UnknownURL(request.method, request.path)
+
+    def _listing(self, identity: Identity, wanted: str) -> dict[str, Any]:
+        models = self._catalog.listing(identity, self._app_name)
+        if not wanted:
+            return {"object": "list", "data": models}
+        found = next((model for model in models if model["id"] == wanted), None)
+        if found is None:
+            raise ModelNotFound(wanted)
+        return found
+
+
+def allow(request: Request, methods: Sequence[str]) -> None:
+    """Raises `MethodNotAllowed` for any other method."""
+    if request.method not in methods:
+        raise MethodNotAllowed(request.method, request.path, methods)
+
+
+def respond(status: int, body: bytes, headers: Headers | None = None) -> Response:
+    """A reply of our own; JSON unless `headers` name another content type."""
+    head = headers or [(b"content-type", b"application/json")]
+    return Response(status, [*head, (b"content-length", str(len(body)).encode())], _once(body))
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+def _json(status: int, value: Any) -> Response:
+    return respond(status, json.dumps(value).encode())
+
+
+def _page(reference: Reference) -> Response:
+    return respond(
+        200,
+        reference.page,
+        [
+            (b"content-type", b"text/html; charset=utf-8"),
+            (b"content-security-policy", reference.csp.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+        ],
+    )

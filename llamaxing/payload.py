@@ -1,0 +1,168 @@
+"""A JSON request: read once, edited member by member, every other byte left as the caller wrote it.
+
+Decoding and encoding again would turn `1e2` into `100.0` and lose duplicate keys, so an edit cuts
+and joins the caller's own bytes.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from llamaxing.errors import InvalidJSON, InvalidType
+from llamaxing.http import Buffer
+
+REMOVE: Any = object()
+
+# Above this, text is checked without an object being made of it: it may be a 20 MB image.
+_DECODE_UP_TO = 1024 * 1024
+_SPACE = rb"[ \t\n\r]*+"
+_OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
+_COMMA = re.compile(_SPACE + rb"," + _SPACE)
+_NAME = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"' + _SPACE + rb":" + _SPACE, re.DOTALL)
+
+
+class _Key:
+    """A member's name. Two of them are never equal, so a decoded object keeps its duplicates."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_members = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda _, name: _Key(name))
+_value = msgspec.json.Decoder()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Where a member stands: its name from `start`, its value from `value` to before `end`."""
+
+    name: str
+    start: int
+    value: int
+    end: int
+
+
+class Payload:
+    """A JSON object of a caller's. Raises `InvalidJSON` or `InvalidType` where it is none."""
+
+    def __init__(self, body: Buffer) -> None:
+        self.body = body
+        self._members = _decode(body)
+
+    def __contains__(self, name: str) -> bool:
+        return any(key.name == name for key in self._members)
+
+    def get(self, name: str) -> Any:
+        """A member's value; None without it. Raises `InvalidJSON` for one that stands twice."""
+        found = [raw for key, raw in self._members.items() if key.name == name]
+        if len(found) > 1:
+            raise InvalidJSON(f"The parameter '{name}' stands {len(found)} times in the body.")
+        return _value.decode(found[0]) if found else None
+
+    def edited(self, edits: Mapping[str, Any]) -> Sequence[bytes | memoryview]:
+        """The body in parts, with these members set, or gone where the value is `REMOVE`.
+
+        A member that was not there becomes the last; one that goes takes one comma along.
+        """
+        view = memoryview(self.body)
+        if not edits:
+            return [view]
+        parts = _Parts(view)
+        spans = list(self._spans())
+        parts.keep(0, spans[0].start if spans else self._opening())
+        before, first = 0, True
+        for span in spans:
+            if edits.get(span.name) is not REMOVE:
+                if not first:
+                    parts.keep(before, span.start)
+                parts.keep(span.start, span.value if span.name in edits else span.end)
+                if span.name in edits:
+                    parts.add(msgspec.json.encode(edits[span.name]))
+                first = False
+            before = span.end
+        for name, value in edits.items():
+            if value is not REMOVE and name not in self:
+                comma = b"" if first else b","
+                parts.add(comma + msgspec.json.encode(name) + b":" + msgspec.json.encode(value))
+                first = False
+        parts.keep(spans[-1].end if spans else self._opening(), len(view))
+        return parts.all
+
+    def _opening(self) -> int:
+        """The position after the opening brace."""
+        return self._after(_OPEN, 0)
+
+    def _spans(self) -> Iterator[_Span]:
+        position = self._opening()
+        for index, (key, raw) in enumerate(self._members.items()):
+            start = self._after(_COMMA, position) if index else position
+            value = self._after(_NAME, start)
+            position = value + memoryview(raw).nbytes
+            yield _Span(key.name, start, value, position)
+
+    def _after(self, pattern: re.Pattern[bytes], position: int) -> int:
+        found = pattern.match(self.body, position)
+        assert found is not None, "the decoder has read the same bytes"  # noqa: S101
+        return found.end()
+
+
+class _Parts:
+    """Pieces of the original and of new text, in order; neighbours in the original stay one."""
+
+    def __init__(self, original: memoryview) -> None:
+        self._original = original
+        self._reach: int | None = None
+        self._from = 0
+        self.all: list[bytes | memoryview] = []
+
+    def keep(self, start: int, end: int) -> None:
+        if start == self._reach and self.all:
+            self.all[-1] = self._original[self._from : end]
+        elif end > start:
+            self._from = start
+            self.all.append(self._original[start:end])
+        else:
+            return
+        self._reach = end
+
+    def add(self, text: bytes) -> None:
+        self.all.append(text)
+        self._reach = None
+
+
+def _decode(body: Buffer) -> dict[_Key, msgspec.Raw]:
+    try:
+        if len(body) <= _DECODE_UP_TO:
+            _value.decode(body)
+        else:
+            _check_text(body)
+        return _members.decode(body)
+    except msgspec.ValidationError as error:
+        if "`object`" in str(error):
+            raise InvalidType("The body has to be a JSON object.") from error
+        raise InvalidJSON(f"The body is not valid JSON: {error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidJSON(f"The body is not valid JSON: {_reason(body, error)}.") from error
+
+
+def _reason(body: Buffer, error: Exception) -> str:
+    if not len(body):
+        return "it is empty"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error).removeprefix("JSON is malformed: ")
+
+
+def _check_text(body: Buffer) -> None:
+    """Raises UnicodeDecodeError for what is not UTF-8, a window at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with memoryview(body) as view:
+        for start in range(0, len(view), _DECODE_UP_TO):
+            decoder.decode(view[start : start + _DECODE_UP_TO])
+        decoder.decode(b"", final=True)

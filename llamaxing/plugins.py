@@ -1,0 +1,23 @@
+"""Find a plug-in by the name that a setting gives it, and import only that one.
+
+A plug-in is a module in one of the folders below. Its `PLUGIN` is the class, whose `Options` are
+the settings that it has of its own.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+KINDS = ("providers", "auth", "sources", "sinks")
+
+
+def names(kind: str) -> list[str]:
+    """The plug-ins of a kind that there are, in alphabetical order."""
+    folder = Path(__file__).with_name(kind)
+    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
+
+
+def load(kind: str, name: str) -> Any:
+    """The class. `name` is one of `names(kind)`."""
+    return importlib.import_module(f"llamaxing.{kind}.{name}").PLUGIN

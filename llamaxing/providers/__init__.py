@@ -1,0 +1,49 @@
+"""Where a model runs. A provider is one module here: a class of `Instance`, named by `PLUGIN`."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+from llamaxing.document import Strict
+from llamaxing.endpoints import Endpoint
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("has to be a URL that starts with https:// (or http://)")
+    if parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError("has to be a URL without a query, a fragment or a user in it")
+    return url.rstrip("/")
+
+
+BaseURL = Annotated[str, AfterValidator(_base_url)]
+
+
+class Instance(Strict):
+    """One place a model runs, as models.json has it.
+
+    Instances of a lower `priority` are asked first, those of one priority in proportion to
+    `weight`. `timeout`: seconds to wait for its first header before another is asked.
+    """
+
+    id: str = Field(min_length=1)
+    provider: str
+    priority: int = Field(default=0, ge=0)
+    weight: float = Field(default=1, gt=0, allow_inf_nan=False)
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @abstractmethod
+    def url(self, endpoint: Endpoint) -> str:
+        """Where to send a call of this endpoint."""
+
+    @abstractmethod
+    async def headers(self) -> Mapping[str, str]:
+        """The credential it is called with, and what else its provider wants to be told."""
+
+    @abstractmethod
+    def edits(self, endpoint: Endpoint, model: str) -> Mapping[str, Any]:
+        """The members of a request for `model` that have to say something else here."""

@@ -1,0 +1,34 @@
+"""OpenAI, and every server that speaks its API below a base URL: the key as a bearer token."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr
+
+from llamaxing.endpoints import Endpoint
+from llamaxing.providers import BaseURL, Instance
+
+
+class OpenAIInstance(Instance):
+    """`openai_model` is what this upstream calls the model; without it, the model's own id."""
+
+    provider: Literal["openai"]
+    openai_api_key: SecretStr = Field(min_length=1)
+    openai_organization: str | None = None
+    openai_base_url: BaseURL = "https://api.openai.com/v1"
+    openai_model: str | None = None
+
+    def url(self, endpoint: Endpoint) -> str:
+        return f"{self.openai_base_url}/{endpoint.path}"
+
+    async def headers(self) -> Mapping[str, str]:
+        headers = {"authorization": f"Bearer {self.openai_api_key.get_secret_value()}"}
+        if self.openai_organization:
+            headers["openai-organization"] = self.openai_organization
+        return headers
+
+    def edits(self, endpoint: Endpoint, model: str) -> Mapping[str, Any]:
+        return {"model": self.openai_model or model}
+
+
+PLUGIN = OpenAIInstance

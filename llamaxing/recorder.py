@@ -1,0 +1,68 @@
+"""From a finished exchange to its log line, and to every sink."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from llamaxing.exchange import Exchange
+from llamaxing.sinks import Sink
+
+log = logging.getLogger("llamaxing")
+
+
+class Recorder:
+    """Hands each exchange to the sinks inside the invocation, for `timeout` seconds at most.
+
+    A sink that fails or hangs is logged, and neither the caller nor another sink is told.
+    """
+
+    def __init__(self, sinks: Sequence[Sink] = (), *, copy_up_to: int, timeout: float = 5) -> None:
+        """`copy_up_to`: bytes of a request or of a reply that a record holds at the most."""
+        self._sinks = sinks
+        self._timeout = timeout
+        # A copy that nobody reads is not made.
+        self.copy_up_to = copy_up_to if sinks or log.isEnabledFor(logging.DEBUG) else 0
+
+    async def record(self, exchange: Exchange) -> None:
+        _log_line(exchange)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_texts(exchange)
+        if not self._sinks or (exchange.identity and exchange.identity.record == "none"):
+            return
+        record = exchange.record()
+        await asyncio.gather(*(self._deliver(sink, record) for sink in self._sinks))
+
+    async def aclose(self) -> None:
+        for sink in self._sinks:
+            await sink.aclose()
+
+    async def _deliver(self, sink: Sink, record: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await sink.record(record)
+        except Exception:
+            log.exception("record %s did not reach %s", record["id"], type(sink).__name__)
+
+
+def _log_line(exchange: Exchange) -> None:
+    took = (exchange.finished or exchange.started) - exchange.started
+    log.info(
+        "%s %s model=%s instance=%s attempts=%d identity=%s id=%s %.0fms%s",
+        exchange.endpoint.name,
+        exchange.status,
+        # A caller's own words are quoted: no line of the log can be forged.
+        ascii(exchange.model) if exchange.model else "-",
+        exchange.instance or "-",
+        len(exchange.attempts),
+        exchange.identity.id if exchange.identity else "-",
+        exchange.request_id,
+        took * 1000,
+        "" if exchange.complete else f" incomplete: {exchange.error}",
+    )
+
+
+def _log_texts(exchange: Exchange) -> None:
+    record = exchange.record()
+    log.debug("%s request: %s", exchange.request_id, ascii(record["request"]))
+    log.debug("%s reply: %s", exchange.request_id, ascii(record["response"]))

@@ -1,0 +1,141 @@
+"""The settings: environment variables in upper case, or lines of `.env`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from llamaxing import plugins
+from llamaxing.document import fault_lines
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Settings(BaseModel, frozen=True):
+    """What every gateway has; a plug-in adds `Options` of its own. Times are in seconds."""
+
+    app_name: str = Field(
+        default="llamaxing", description="The gateway's name, in the models listing and the page."
+    )
+    app_mode: Literal["gateway"] = Field(default="gateway", description="What runs: `gateway`.")
+    app_requests_timeout: float = Field(
+        default=300,
+        gt=0,
+        description="Seconds until a call has to be answered, all tries together; on Azure at "
+        "most 220, since the platform gives up after 230.",
+    )
+    app_request_body_limit: int = Field(
+        default=64 * 1024 * 1024, gt=0, description="Bytes of the largest request body."
+    )
+    app_page: bool = Field(
+        default=True, description="Whether `/` shows the API reference, with a chat to try."
+    )
+    debug_level: Literal[0, 1, 2, 3] = Field(
+        default=0,
+        description="0: a line a call, without texts; 1: requests and replies too; 2: chunks of "
+        "streams too; 3: what is sensitive too.",
+    )
+    auth_method: str = Field(default="none", description="How callers are known: `none`, `apikey`.")
+    auth_none_on_azure: bool = Field(
+        default=False, description="Lets `auth_method=none` serve on Azure, open to everybody."
+    )
+    identity_store: Literal["none", "json"] = Field(
+        default="none", description="Where identities are: `none`, `json`."
+    )
+    identity_store_json_filename: str = Field(
+        default="identities.json", description="The identities' file, with `json`."
+    )
+    models_source: str = Field(
+        default="file:models.json", description="Where the models are: `file:` and a path."
+    )
+    upstream_connect_timeout: float = Field(
+        default=5, gt=0, description="Seconds to connect to an instance; then the next is asked."
+    )
+    upstream_first_header_timeout: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds until a stream's first header; then the next instance is asked.",
+    )
+    upstream_idle_timeout: float = Field(
+        default=120, gt=0, description="Seconds of silence after which a stream is broken."
+    )
+    upstream_attempts: int = Field(
+        default=4, gt=0, description="How many instances are asked for one call at the most."
+    )
+    upstream_connections: int = Field(
+        default=2000, gt=0, description="How many connections to upstreams there may be at once."
+    )
+    logging_client: str = Field(
+        default="none", description="Where a record of each call goes: `none`, `jsonl`."
+    )
+    logging_copy_limit: int = Field(
+        default=2 * 1024 * 1024,
+        ge=0,
+        description="Bytes of a request, and of a reply, that a record keeps.",
+    )
+    observability_client: Literal["none"] = Field(
+        default="none", description="Where traces go: `none`."
+    )
+    functions_auth_level: str = Field(
+        default="anonymous",
+        description="On Azure Functions: `anonymous`, or `function` to ask for a function key "
+        "besides.",
+    )
+
+    @field_validator("auth_method")
+    @classmethod
+    def _auth_method(cls, value: str) -> str:
+        return _one_of(value, plugins.names("auth"))
+
+    @field_validator("logging_client")
+    @classmethod
+    def _logging_client(cls, value: str) -> str:
+        return _one_of(value, ["none", *plugins.names("sinks")])
+
+    @field_validator("models_source")
+    @classmethod
+    def _source(cls, value: str) -> str:
+        kind, colon, where = value.partition(":")
+        if not colon or not where:
+            raise ValueError("has to name a kind and a place, as in 'file:models.json'")
+        _one_of(kind, plugins.names("sources"))
+        return value
+
+
+def read(schema: type[T], environ: Mapping[str, str]) -> tuple[T | None, list[str]]:
+    """The settings of `schema`, or the faults: a line each, without the values.
+
+    An empty variable counts as one that is not set.
+    """
+    lowered = {name.lower(): value for name, value in environ.items() if value != ""}
+    given = {name: lowered[name] for name in schema.model_fields if name in lowered}
+    try:
+        return schema.model_validate(given), []
+    except ValidationError as error:
+        return None, [f"{where}: {what}" for where, what in fault_lines(error, schema)]
+
+
+def environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The environment over what `.env` in the folder says."""
+    file = folder / ".env"
+    if not file.is_file():
+        return dict(environ)
+    from dotenv import dotenv_values
+
+    from_file = {k: v for k, v in dotenv_values(file).items() if v is not None}
+    return {**from_file, **environ}
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        quoted = [f"'{name}'" for name in known]
+        raise ValueError(f"{value!r} is not known; use {' or '.join(quoted)}")
+    return value
+
+
+def every_setting() -> dict[str, Any]:
+    """Each setting's name and its field, the plug-ins' own among them."""
+    chosen = [(kind, name) for kind in ("auth", "sinks") for name in plugins.names(kind)]
+    schemas = [Settings, *(plugins.load(kind, name).Options for kind, name in chosen)]
+    return {name: field for schema in schemas for name, field in schema.model_fields.items()}

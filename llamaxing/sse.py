@@ -1,0 +1,116 @@
+"""Server-sent events: where each ends in a stream of bytes, and one reply out of many chunks.
+
+The format is the HTML standard's (9.2 Server-sent events): a line ends in LF, CRLF or CR, and a
+blank line ends an event.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+DONE = b"[DONE]"
+
+
+class Framer:
+    """Finds the ends of events in chunks that are cut anywhere; every byte comes out again."""
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+        self._searched = 0
+
+    @property
+    def within_event(self) -> bool:
+        """Whether what has come so far ends in the middle of an event."""
+        return bool(self._partial.strip(b"\r\n"))
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The events that are whole now, each with the blank line that ends it."""
+        if not self._partial and chunk.endswith(b"\n\n") and chunk.find(b"\n\n") == len(chunk) - 2:
+            return [chunk]
+        self._partial += chunk
+        events = []
+        start = 0
+        while end := _EVENT_END.search(self._partial, max(start, self._searched)):
+            events.append(bytes(self._partial[start : end.end()]))
+            start = self._searched = end.end()
+        del self._partial[:start]
+        # The last three bytes may begin a blank line whose end is still to come.
+        self._searched = max(0, len(self._partial) - 3)
+        return events
+
+    def rest(self) -> bytes:
+        """What came after the last whole event."""
+        return bytes(self._partial)
+
+
+def data(event: bytes) -> bytes:
+    """The event's data, its lines joined; empty for a comment."""
+    lines = [line for line in _LINE_END.split(event) if line.startswith(b"data:")]
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
+
+
+def decoded(stream: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a stream's events, in order; anything else is left out."""
+    framer = Framer()
+    for event in [*framer.feed(stream), framer.rest()]:
+        try:
+            found = msgspec.json.decode(data(event))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def merged(chunks: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One reply out of a stream's chunks: text joined, choices and tool calls by their index.
+
+    A chat stream's `delta` becomes the `message` that a plain reply has.
+    """
+    reply: dict[str, Any] = {}
+    for chunk in chunks:
+        _add(reply, chunk)
+    for choice in reply.get("choices") or []:
+        if isinstance(choice, dict) and "delta" in choice:
+            choice["message"] = choice.pop("delta")
+    if str(reply.get("object", "")).endswith(".chunk"):
+        reply["object"] = reply["object"].removesuffix(".chunk")
+    return reply
+
+
+# Members that each chunk repeats whole; every other text is a piece of one.
+_REPEATED = frozenset(
+    {"id", "object", "model", "type", "role", "finish_reason", "system_fingerprint"}
+    | {"service_tier", "name", "obfuscation"}
+)
+
+
+def _add(whole: dict[str, Any], part: dict[str, Any]) -> None:
+    for name, value in part.items():
+        known = whole.get(name)
+        if isinstance(value, list) and value and all(_indexed(item) for item in value):
+            whole[name] = _by_index(known if isinstance(known, list) else [], value)
+        elif isinstance(known, dict) and isinstance(value, dict):
+            _add(known, value)
+        elif isinstance(known, list) and isinstance(value, list):
+            known.extend(value)
+        elif isinstance(known, str) and isinstance(value, str) and name not in _REPEATED:
+            whole[name] = known + value
+        elif value is not None or name not in whole:
+            whole[name] = value
+
+
+def _by_index(known: list[Any], parts: list[dict[str, Any]]) -> list[Any]:
+    for part in parts:
+        same = next((item for item in known if item.get("index") == part["index"]), None)
+        if same is None:
+            known.append(same := {})
+        _add(same, part)
+    return known
+
+
+def _indexed(item: Any) -> bool:
+    return isinstance(item, dict) and isinstance(item.get("index"), int)

@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""Everything after a clone, with Python alone; .venv and what goes into it are made on the way.
+
+  run.py [--host HOST] [--port PORT]   serve the gateway on this machine, until Ctrl-C
+  run.py test [pytest's arguments]     ruff, mypy and the tests: all of them, or those named
+
+The upstream is the first of these that is there, in the environment or in .env:
+
+  MODELS_SOURCE, or models.json beside run.py                      your own configuration
+  AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY,
+  AZURE_OPENAI_DEPLOYMENT (and AZURE_OPENAI_API_VERSION)           examples/models-azure.json
+  OPENAI_API_KEY                                                   examples/models-openai.json
+  none of them                                                     a small model on this machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+VENV = HERE / ".venv"
+PYTHON = str(VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+GATEWAY = ("requirements.txt", "requirements-shim.txt")
+LOCAL = "requirements-local.txt"
+DEVELOPMENT = "requirements-dev.txt"
+AZURE = ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_DEPLOYMENT")
+EXAMPLE = "examples/00-local-model"
+START = 60  # seconds that the gateway may take until it answers
+GRACE = 30  # seconds for the streams that are open at the end
+
+
+def main(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["test"]:
+        return test(arguments[1:])
+    options = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    options.add_argument("--port", default=8000, type=int, help="default: 8000")
+    args = options.parse_args(arguments)
+    return serve(args.host, args.port)
+
+
+def test(arguments: Sequence[str]) -> int:
+    install(*GATEWAY, LOCAL, DEVELOPMENT)
+    pytest = ["pytest", *(arguments or ["--cov"])]
+    failed = []
+    for step in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], pytest):
+        say(" ".join(step))
+        if subprocess.run([PYTHON, "-m", *step], cwd=HERE).returncode != 0:
+            failed.append(" ".join(step))
+    say(f"failed: {', '.join(failed)}" if failed else "all passed")
+    return 1 if failed else 0
+
+
+def serve(host: str, port: int) -> int:
+    check_port(host, port)
+    settings = read_settings()
+    upstream, told = choose(settings)
+    told = {name: value for name, value in told.items() if not settings.get(name)}
+    local = told.get("MODELS_SOURCE", "").endswith(f"{EXAMPLE}/models.json")
+    install(*GATEWAY, *([LOCAL] if local else []))
+    children: dict[str, subprocess.Popen[str]] = {}
+    try:
+        if local:
+            say("starting the model")
+            told["LOCAL_MODEL_URL"] = start_model(children)
+        command = ["-m", "llamaxing", "serve", "--host", host, "--port", str(port)]
+        children["gateway"] = start(*command, told=told)
+        introduce(host, port, upstream, children)
+        while True:
+            check(children)
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        end(children)
+
+
+def say(text: str) -> None:
+    print(f"run.py: {text}", flush=True)
+
+
+# What is installed
+
+
+def install(*files: str) -> None:
+    """Brings .venv to what these requirements files say; at once where it is already."""
+    make_venv()
+    stamp = VENV / "run.py.json"
+    installed = json.loads(stamp.read_text()) if stamp.exists() else {}
+    wanted = {name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in files}
+    if wanted.items() <= installed.items():
+        return
+
+    say(f"installing {', '.join(files)} (first time, about a minute)")
+    pip(*(part for name in files if name != LOCAL for part in ("-r", name)))
+    if LOCAL in files:
+        pip("--no-deps", "-r", LOCAL)
+    if DEVELOPMENT in files and sys.version_info < (3, 13):
+        pip("--no-deps", "--ignore-requires-python", pinned("azure-functions-runtime"))
+    stamp.write_text(json.dumps({**installed, **wanted}, indent=2))
+
+
+def make_venv() -> None:
+    version = "{}.{}".format(*sys.version_info)
+    check = f"import pip, sys; sys.exit('{{}}.{{}}'.format(*sys.version_info) != '{version}')"
+    if Path(PYTHON).exists() and quietly(PYTHON, "-c", check) == 0:
+        return
+
+    say(f"making .venv with Python {version}")
+    if quietly(sys.executable, "-m", "venv", "--clear", str(VENV)) != 0:
+        sys.exit("run.py: this Python cannot make it; on Debian: apt install python3-venv")
+
+
+def quietly(*command: str) -> int:
+    return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def pip(*arguments: str) -> None:
+    command = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    if subprocess.call([*command, *arguments], cwd=HERE) != 0:
+        sys.exit(f"run.py: pip could not install {' '.join(arguments)}; its own words are above")
+
+
+def pinned(package: str) -> str:
+    """The version in the development requirements, without the marker for other Pythons."""
+    lines = (HERE / DEVELOPMENT).read_text(encoding="utf-8").splitlines()
+    return next(line.partition(";")[0].strip() for line in lines if line.startswith(f"{package}=="))
+
+
+# Which upstream
+
+
+def choose(settings: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The upstream's name for people, and what the gateway must be told to serve it."""
+    if settings.get("MODELS_SOURCE"):
+        return "what MODELS_SOURCE says", {}
+    if (HERE / "models.json").exists():
+        return "what models.json says", {}
+    missing = [name for name in AZURE if not settings.get(name)]
+    if not missing:
+        version = settings.get("OPENAI_API_VERSION") or "2024-10-21"
+        source = "file:examples/models-azure.json"
+        return "Azure OpenAI", {"MODELS_SOURCE": source, "AZURE_OPENAI_API_VERSION": version}
+    if len(missing) < len(AZURE):
+        say(f"not using Azure OpenAI: without {' and '.join(missing)}")
+    if settings.get("OPENAI_API_KEY"):
+        return "OpenAI", {"MODELS_SOURCE": "file:examples/models-openai.json"}
+    source = f"file:{EXAMPLE}/models.json"
+    return "SmolLM2 on this machine (no key found)", {
+        "MODELS_SOURCE": source,
+        "AUTH_METHOD": "none",
+    }
+
+
+def read_settings() -> dict[str, str]:
+    """The environment over .env. The gateway reads both itself; this is to choose by."""
+    file = HERE / ".env"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    pairs = (line.strip().removeprefix("export ").partition("=") for line in lines)
+    settings = {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}
+    return {name.upper(): value for name, value in {**settings, **os.environ}.items()}
+
+
+# The programs that are started
+
+
+def start(*command: str, told: Mapping[str, str], pipe: int | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [PYTHON, *command],
+        cwd=HERE,
+        env={**os.environ, **told},
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
+        preexec_fn=end_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def end_with_parent() -> None:
+    """Linux ends the child when this program is killed before it can."""
+    with contextlib.suppress(ImportError, OSError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+def start_model(children: dict[str, subprocess.Popen[str]]) -> str:
+    command = [f"{EXAMPLE}/serve_model.py", "--port", "0", "--parent-pipe"]
+    model = children["model"] = start(*command, told={}, pipe=subprocess.PIPE)
+    # Its one line, LOCAL_MODEL_URL=http://…, comes when it answers; none comes when it failed.
+    line = model.stdout.readline() if model.stdout else ""
+    if not line:
+        model.wait(GRACE)
+        check(children)
+    return line.partition("=")[2].strip()
+
+
+def check(children: Mapping[str, subprocess.Popen[str]]) -> None:
+    for name, child in children.items():
+        if child.poll() is not None:
+            sys.exit(f"run.py: the {name} ended by itself, with exit code {child.returncode}")
+
+
+def end(children: Mapping[str, subprocess.Popen[str]]) -> None:
+    """The gateway first, with its streams. A second Ctrl-C does not wait for them."""
+    for child in reversed(list(children.values())):
+        try:
+            if child.stdin:
+                child.stdin.close()
+            else:
+                child.terminate()
+            child.wait(GRACE)
+        except (KeyboardInterrupt, subprocess.TimeoutExpired):
+            child.kill()
+            child.wait()
+
+
+# What is said of them
+
+
+def check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        sys.exit(f"run.py: cannot listen on {host}:{port} ({error.strerror}); try another --port")
+
+
+def introduce(
+    host: str, port: int, upstream: str, children: Mapping[str, subprocess.Popen[str]]
+) -> None:
+    local = host in {"127.0.0.1", "0.0.0.0"}
+    url = f"http://{'localhost' if local else f'[{host}]' if ':' in host else host}:{port}"
+    deadline = time.monotonic() + START
+    while get(f"{url}/health/live")[0] != 200:
+        check(children)
+        if time.monotonic() > deadline:
+            sys.exit(f"run.py: the gateway did not answer at {url} within {START} s")
+        time.sleep(0.05)
+
+    status, listing = get(f"{url}/v1/models")
+    chat = [it["id"] for it in listing.get("data", ()) if "chat_completions" in it["capabilities"]]
+    key = " -H 'authorization: Bearer YOUR-KEY'" if status == 401 else ""
+    messages = [{"role": "user", "content": "Say hello."}]
+    body = json.dumps({"model": [*chat, "MODEL"][0], "stream": True, "messages": messages})
+    say(f"""the gateway is up
+
+  base URL   {url}/v1
+  page       {url}/
+  upstream   {upstream}
+
+  curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'
+""")
+
+
+def get(url: str) -> tuple[int, dict[str, Any]]:
+    """Status and JSON; 0 while nobody answers. No proxy is asked for what is on this machine."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(url, timeout=5) as reply:
+            return reply.status, json.loads(reply.read() or b"{}")
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, {}
+    except (OSError, ValueError):
+        return 0, {}
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):  # noqa: UP036 - the one file that an older Python reads, too
+        sys.exit(f"llamaxing needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
