@@ -5,6 +5,7 @@ the errors, while httpx's own connection pool costs many times more under load. 
 `httpx.AsyncBaseTransport` can stand behind the door.
 """
 
+import functools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -62,6 +63,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         """`connections`: how many there may be at once, to all upstreams together."""
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        # One for all connections, made when the first needs it: it costs tens of milliseconds.
+        self._tls = functools.cache(httpx.create_ssl_context)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         session = self._session or self._open()
@@ -82,6 +85,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                     headers=request.headers.multi_items(),
                     allow_redirects=False,
                     timeout=limits,
+                    ssl=self._tls() if url.scheme == "https" else True,
                     trace_request_ctx=trace,
                 )
             except _CLOSED as error:
@@ -105,9 +109,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_reuseconn.append(_mark_reused)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=self._connections, keepalive_timeout=60, ssl=httpx.create_ssl_context()
-            ),
+            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,9 +71,7 @@ class Reply:
         self.gate.release()
 
 
-_ANSWER = Reply(
-    200, {"content-type": "application/json"}, [json.dumps(COMPLETION).encode()]
-)
+_ANSWER = Reply(200, {"content-type": "application/json"}, [json.dumps(COMPLETION).encode()])
 
 
 class Upstream:
@@ -88,6 +86,8 @@ class Upstream:
         self._scripts: dict[str, deque[Reply]] = defaultdict(deque)
         self._arrived = asyncio.Condition()
         self._connections: set[asyncio.StreamWriter] = set()
+        self._closing = False
+        self.written = 0
 
     async def __aenter__(self) -> "Upstream":
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0, limit=2**26)
@@ -140,6 +140,18 @@ class Upstream:
         self.script(instance, Reply(ends=ends))
         return self
 
+    def closes_idle_connections(self) -> None:
+        """From here on a connection that has answered is closed when its next request comes."""
+        self._closing = True
+
+    async def stands_still(self) -> int:
+        """How many bytes of replies it could write until nobody took more."""
+        while True:
+            before = self.written
+            await asyncio.sleep(0.3)
+            if self.written == before:
+                return before
+
     async def request(self, number: int = 0) -> Asked:
         """The request of this number, once it is there."""
         async with self._arrived:
@@ -148,8 +160,12 @@ class Upstream:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
+        used = False
         try:
             while (asked := await _read(reader)) is not None:
+                if used and self._closing:
+                    return
+                used = True
                 async with self._arrived:
                     self.journal.append(asked)
                     self._arrived.notify_all()
@@ -167,7 +183,7 @@ class Upstream:
         """Whether the connection is good for another request."""
         script = self._scripts[asked.instance] or deque([_ANSWER])
         reply = script.popleft() if len(script) > 1 else script[0]
-        sending = asyncio.ensure_future(_send(reply, writer))
+        sending = asyncio.ensure_future(self._send(reply, writer))
         watching = asyncio.ensure_future(reader.read(1))
         await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
@@ -178,6 +194,34 @@ class Upstream:
             with contextlib.suppress(asyncio.CancelledError, ConnectionError):
                 await task
         return reply.ends == "whole" and not asked.hung_up.is_set()
+
+    async def _send(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
+        if reply.ends == "silent":
+            await asyncio.Event().wait()
+        if reply.ends == "reset":
+            writer.transport.abort()
+            return
+        head = dict(reply.headers)
+        if reply.chunked:
+            head["transfer-encoding"] = "chunked"
+        else:
+            head.setdefault("content-length", str(sum(map(len, reply.chunks))))
+        lines = [f"HTTP/1.1 {reply.status} Scripted", *(f"{k}: {v}" for k, v in head.items())]
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        await writer.drain()
+        for piece in reply.chunks:
+            if reply.gate is not None:
+                await reply.gate.acquire()
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if reply.chunked else piece)
+            await writer.drain()
+            self.written += len(piece)
+        if reply.ends == "silent-after":
+            await asyncio.Event().wait()
+        if reply.ends == "cut":
+            writer.close()
+        elif reply.chunked:
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
 
 
 async def _read(reader: asyncio.StreamReader) -> Asked | None:
@@ -199,35 +243,3 @@ async def _read(reader: asyncio.StreamReader) -> Asked | None:
         body = await reader.readexactly(length)
     instance, _, rest = path.lstrip("/").partition("/")
     return Asked(instance, method, "/" + rest, headers, body)
-
-
-async def _send(reply: Reply, writer: asyncio.StreamWriter) -> None:
-    if reply.ends == "silent":
-        await asyncio.Event().wait()
-    if reply.ends == "reset":
-        writer.transport.abort()
-        return
-    head = dict(reply.headers)
-    if reply.chunked:
-        head["transfer-encoding"] = "chunked"
-    else:
-        head.setdefault("content-length", str(sum(map(len, reply.chunks))))
-    lines = [f"HTTP/1.1 {reply.status} Scripted", *(f"{k}: {v}" for k, v in head.items())]
-    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
-    await writer.drain()
-    for piece in reply.chunks:
-        if reply.gate is not None:
-            await reply.gate.acquire()
-        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if reply.chunked else piece)
-        await writer.drain()
-    if reply.ends == "silent-after":
-        await asyncio.Event().wait()
-    if reply.ends == "cut":
-        writer.close()
-    elif reply.chunked:
-        writer.write(b"0\r\n\r\n")
-        await writer.drain()
-
-
-async def events(chunks: AsyncIterator[bytes]) -> list[bytes]:
-    return [piece async for piece in chunks]

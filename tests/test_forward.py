@@ -1,0 +1,293 @@
+"""What is tried elsewhere, and what the caller gets when nothing helps."""
+
+import pytest
+
+from llamaxing.endpoints import ENDPOINTS
+from tests.conftest import Serve, Served, azure, model, openai
+from tests.fakes import CHAT, DONE, Upstream, chunk
+
+PATHS = [f"/v1/{endpoint.path}" for endpoint in ENDPOINTS]
+BODIES = [CHAT, {**CHAT, "stream": True}]
+TRIED_ELSEWHERE = [401, 403, 404, 408, 429, 500, 502, 503, 504]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=["plain", "stream"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("status", TRIED_ELSEWHERE)
+async def test_another_instance_answers_when_one_fails(
+    upstream: Upstream, gateway: Served, status: int, path: str, body: object
+) -> None:
+    upstream.replies("i1", status).replies("i2", 200)
+
+    reply = await gateway.post(path, json=body)
+
+    assert reply.status_code == 200
+    assert upstream.asked == ["i1", "i2"]
+    [record] = await gateway.recorded()
+    assert [attempt["status"] for attempt in record["attempts"]] == [status, 200]
+    assert record["complete"] is True
+
+
+@pytest.mark.parametrize("body", BODIES, ids=["plain", "stream"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
+async def test_a_caller_gets_what_no_other_instance_would_do_better(
+    upstream: Upstream, gateway: Served, status: int, path: str, body: object
+) -> None:
+    upstream.replies("i1", status, b'{"error": {"message": "yours"}}')
+
+    reply = await gateway.post(path, json=body)
+
+    assert (reply.status_code, reply.content) == (status, b'{"error": {"message": "yours"}}')
+    assert upstream.asked == ["i1"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("status", [404, 408, 500, 502, 503, 504])
+async def test_the_last_upstreams_words_pass_when_every_instance_fails(
+    upstream: Upstream, gateway: Served, status: int, path: str
+) -> None:
+    upstream.replies("i1", status, b'{"error": 1}').replies("i2", status, b'{"error": 2}')
+
+    reply = await gateway.post(path, json=CHAT)
+
+    assert (reply.status_code, reply.content) == (status, b'{"error": 2}')
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_credential_of_ours_is_502_and_named_in_the_log(
+    upstream: Upstream, gateway: Served, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.replies("i1", status, b'{"error": "sk-i1 is wrong"}')
+    upstream.replies("i2", status, b'{"error": "sk-i2 is wrong"}')
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 502
+    assert reply.json()["error"]["code"] == "upstream_auth"
+    assert "sk-i" not in reply.text + caplog.text
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [message.split()[1] for message in errors] == ["i1", "i2"]
+
+
+async def test_any_other_failure_goes_before_a_refused_credential(
+    upstream: Upstream, gateway: Served
+) -> None:
+    upstream.replies("i1", 503, b'{"error": "busy"}').replies("i2", 401)
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert (reply.status_code, reply.content) == (503, b'{"error": "busy"}')
+
+
+async def test_all_throttled_gives_the_least_wait(upstream: Upstream, gateway: Served) -> None:
+    upstream.replies("i1", 429, retry_after="7").replies("i2", 429, retry_after_ms="12500")
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 429
+    assert reply.json()["error"]["message"] == "upstream says 429"
+    assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == ("7", "7000")
+
+
+async def test_all_throttled_without_a_body_is_said_by_us(
+    upstream: Upstream, gateway: Served
+) -> None:
+    upstream.replies("i1", 429, b"", content_type="text/plain", retry_after="3")
+    upstream.replies("i2", 429, b"", content_type="text/plain", retry_after="-1")
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 429
+    assert reply.json()["error"]["code"] == "all_instances_throttled"
+    assert reply.json()["error"]["type"] == "rate_limit_error"
+    assert reply.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize("body", BODIES, ids=["plain", "stream"])
+async def test_an_instance_that_resets_is_passed_over(
+    upstream: Upstream, gateway: Served, body: object
+) -> None:
+    upstream.fails("i1", "reset").replies("i2", 200)
+
+    reply = await gateway.post("/v1/chat/completions", json=body)
+
+    assert reply.status_code == 200
+    assert upstream.asked == ["i1", "i2"]
+
+
+async def test_an_instance_that_refuses_connections_is_passed_over(
+    upstream: Upstream, serve: Serve
+) -> None:
+    nobody = openai(upstream, "i0", openai_base_url="http://127.0.0.1:9/v1")
+    gateway = await serve([model(nobody, openai(upstream, "i1", priority=1))])
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 200
+    [record] = await gateway.recorded()
+    assert [it["error"] for it in record["attempts"]] == ["upstream_unreachable", None]
+
+
+async def test_when_nobody_can_be_reached_it_is_502_without_a_host_name(serve: Serve) -> None:
+    nobody = {"id": "i0", "provider": "openai", "openai_api_key": "k"}
+    gateway = await serve([model({**nobody, "openai_base_url": "http://127.0.0.1:9/v1"})])
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 502
+    assert reply.json()["error"]["code"] == "upstream_unreachable"
+    assert "127.0.0.1" not in reply.text
+
+
+async def test_a_stream_without_a_header_in_time_goes_to_another_instance(
+    upstream: Upstream, serve: Serve
+) -> None:
+    upstream.fails("i1", "silent")
+    upstream.streams("i2", [chunk("Hi"), DONE])
+    gateway = await serve(UPSTREAM_FIRST_HEADER_TIMEOUT="0.2")
+
+    reply = await gateway.post("/v1/chat/completions", json={**CHAT, "stream": True})
+
+    assert reply.content == chunk("Hi") + DONE
+    assert (await upstream.request(0)).hung_up.is_set()
+
+
+async def test_a_plain_call_that_is_not_answered_in_time_is_504_and_not_done_twice(
+    upstream: Upstream, serve: Serve
+) -> None:
+    upstream.fails("i1", "silent")
+    gateway = await serve(APP_REQUESTS_TIMEOUT="0.2")
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 504
+    assert reply.json()["error"]["code"] == "upstream_timeout"
+    assert upstream.asked == ["i1"]
+
+
+async def test_an_instance_with_a_timeout_of_its_own_fails_over_on_plain_calls_too(
+    upstream: Upstream, serve: Serve
+) -> None:
+    upstream.fails("i1", "silent")
+    slow, other = openai(upstream, "i1", timeout=0.2), openai(upstream, "i2", priority=1)
+    gateway = await serve([model(slow, other)])
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 200
+    assert (await gateway.recorded())[0]["attempts"][0]["error"] == "upstream_timeout"
+
+
+NONSENSE = {
+    "html": (200, b"<html>sign in</html>", {"content_type": "text/html"}),
+    "empty": (200, b"", {}),
+    "redirect": (302, b"", {"location": "http://127.0.0.1:9/"}),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "headers"), NONSENSE.values(), ids=NONSENSE)
+async def test_nonsense_instead_of_an_answer_is_502_when_every_instance_sends_it(
+    upstream: Upstream, gateway: Served, status: int, body: bytes, headers: dict[str, str]
+) -> None:
+    for instance in ("i1", "i2"):
+        upstream.replies(instance, status, body, **headers)
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 502
+    assert reply.json()["error"]["code"] == "upstream_bad_response"
+    assert upstream.asked == ["i1", "i2"]
+
+
+async def test_a_plain_reply_that_breaks_off_is_502_and_not_asked_for_twice(
+    upstream: Upstream, gateway: Served
+) -> None:
+    upstream.streams(
+        "i1", [b'{"id": "half'], ends="cut", headers={"content-type": "application/json"}
+    )
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 502
+    assert reply.json()["error"]["code"] == "upstream_bad_response"
+    assert upstream.asked == ["i1"]
+
+
+async def test_each_instance_is_asked_once_and_only_so_many_in_all(
+    upstream: Upstream, serve: Serve
+) -> None:
+    instances = [openai(upstream, f"i{n}", priority=n) for n in range(6)]
+    for n in range(6):
+        upstream.replies(f"i{n}", 500)
+    gateway = await serve([model(*instances)], UPSTREAM_ATTEMPTS="3")
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 500
+    assert upstream.asked == ["i0", "i1", "i2"]
+
+
+async def test_an_idle_connection_that_upstream_closed_is_not_the_callers_business(
+    upstream: Upstream, gateway: Served
+) -> None:
+    assert (await gateway.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    upstream.closes_idle_connections()
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 200
+    assert len((await gateway.recorded(2))[1]["attempts"]) == 1
+
+
+async def test_azure_is_asked_by_deployment_and_version_with_the_body_untouched(
+    upstream: Upstream, serve: Serve
+) -> None:
+    gateway = await serve([model(azure(upstream, "a1"))])
+    body = b'{ "model": "m",\n "temperature": 1e0, "messages": [] }'
+
+    reply = await gateway.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+
+    assert reply.status_code == 200
+    [asked] = upstream.journal
+    assert asked.path == "/openai/deployments/at-a1/chat/completions?api-version=2024-10-21"
+    assert asked.headers["api-key"] == "key-a1"
+    assert "authorization" not in asked.headers
+    assert asked.body == body
+
+
+async def test_openai_is_told_its_own_name_for_the_model_and_the_organization(
+    upstream: Upstream, serve: Serve
+) -> None:
+    instance = openai(upstream, "i1", openai_model="gpt-real", openai_organization="org-ours")
+    gateway = await serve([model(instance, aliases=["alias"])])
+
+    await gateway.post("/v1/chat/completions", json={**CHAT, "model": "alias"})
+
+    [asked] = upstream.journal
+    assert asked.path == "/v1/chat/completions"
+    assert asked.headers["authorization"] == "Bearer sk-i1"
+    assert asked.headers["openai-organization"] == "org-ours"
+    assert asked.json == {**CHAT, "model": "gpt-real"}
+
+
+async def test_every_instance_gets_its_share(upstream: Upstream, serve: Serve) -> None:
+    gateway = await serve([model(openai(upstream, "i1"), azure(upstream, "a1"))])
+
+    for _ in range(60):
+        await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert set(upstream.asked) == {"i1", "a1"}
+
+
+async def test_observation_metadata_stays_here(upstream: Upstream, gateway: Served) -> None:
+    body = {**CHAT, "observation_metadata": {"trace_id": "t"}}
+
+    await gateway.post("/v1/chat/completions", json=body)
+
+    assert upstream.journal[0].json == CHAT
+    [record] = await gateway.recorded()
+    assert record["metadata"] == {"trace_id": "t"}
+    assert record["request"] == body
