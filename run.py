@@ -40,7 +40,7 @@ DEVELOPMENT = "requirements-dev.txt"
 AZURE = ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_DEPLOYMENT")
 EXAMPLE = "examples/00-local-model"
 START = 60  # seconds that the gateway may take until it answers
-GRACE = 30  # seconds for the streams that are open at the end
+GRACE = 35  # seconds at the end: the gateway gives open streams 30
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -241,7 +241,7 @@ def check_port(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        sys.exit(f"run.py: cannot listen on {host}:{port} ({error.strerror}); try another --port")
+        sys.exit(f"run.py: cannot listen: {error.strerror}; try another --port or --host")
 
 
 def introduce(

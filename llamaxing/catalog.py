@@ -76,9 +76,9 @@ def read_models(
     """
     document = Document(name)
     found = [
-        (f"[{index}]", model)
-        for index, item in enumerate(document.items(raw))
-        if (model := _model(document, f"[{index}]", item, providers, variables))
+        (at, model)
+        for at, item in document.items(raw)
+        if (model := _model(document, at, item, providers, variables))
     ]
     names = [(f"{at}.id", model.id) for at, model in found]
     names += [
@@ -107,9 +107,6 @@ def _model(
     providers: Mapping[str, type[Instance]],
     variables: Mapping[str, str],
 ) -> Model | None:
-    if not item:
-        document.fault(at, "is an empty object")
-        return None
     faults = len(document.faults)
     for index, capability in enumerate(_list(item.get("capabilities"))):
         if capability not in _CAPABILITIES:

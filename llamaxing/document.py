@@ -26,8 +26,8 @@ class Document:
     def fault(self, where: str, what: str) -> None:
         self.faults.append(": ".join(part for part in (self.name, where, what) if part))
 
-    def items(self, raw: bytes) -> list[dict[str, Any]]:
-        """The objects of a JSON list; what is no list of objects is a fault."""
+    def items(self, raw: bytes) -> list[tuple[str, dict[str, Any]]]:
+        """Where each object of a JSON list stands, and the object; anything else is a fault."""
         try:
             found = json.loads(raw, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
@@ -44,7 +44,7 @@ class Document:
         for index, item in enumerate(found):
             if not isinstance(item, dict):
                 self.fault(f"[{index}]", f"is {_kind(item)}; it has to be an object")
-        return [item if isinstance(item, dict) else {} for item in found]
+        return [(f"[{index}]", item) for index, item in enumerate(found) if isinstance(item, dict)]
 
     def check(self, schema: type[T], value: Any, where: str) -> T | None:
         """`value` as `schema`, or None after its faults have been noted."""

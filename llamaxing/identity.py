@@ -100,15 +100,10 @@ class Identities:
 def read_identities(raw: bytes, name: str, setting: str) -> Identities:
     """Raises `ConfigurationError` with every fault of the file."""
     document = Document(name)
-    checked = [
-        document.check(Identity, item, f"[{index}]")
-        for index, item in enumerate(document.items(raw))
-    ]
-    found = [(f"[{index}]", identity) for index, identity in enumerate(checked) if identity]
-    document.unique("id", [(f"{where}.id", identity.id) for where, identity in found])
-    document.unique(
-        "key", [(where, key.digest) for where, identity in found for key in identity.keys]
-    )
+    checked = [(at, document.check(Identity, item, at)) for at, item in document.items(raw)]
+    found = [(at, identity) for at, identity in checked if identity]
+    document.unique("id", [(f"{at}.id", identity.id) for at, identity in found])
+    document.unique("key", [(at, key.digest) for at, identity in found for key in identity.keys])
     if document.faults:
         raise ConfigurationError(document.faults, [setting])
     return Identities(identity for _, identity in found)

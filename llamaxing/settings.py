@@ -31,8 +31,10 @@ class Settings(BaseModel, frozen=True):
     app_page: bool = Field(
         default=True, description="Whether `/` shows the API reference, with a chat to try."
     )
-    debug_level: Literal[0, 1, 2, 3] = Field(
+    debug_level: int = Field(
         default=0,
+        ge=0,
+        le=3,
         description="0: a line a call, without texts; 1: requests and replies too; 2: chunks of "
         "streams too; 3: what is sensitive too.",
     )

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+_ONE_EVENT = re.compile(rb"(?:[^\r\n]++\n)++\n")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 DONE = b"[DONE]"
 
@@ -29,7 +30,7 @@ class Framer:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that are whole now, each with the blank line that ends it."""
-        if not self._partial and chunk.endswith(b"\n\n") and chunk.find(b"\n\n") == len(chunk) - 2:
+        if not self._partial and _ONE_EVENT.fullmatch(chunk):
             return [chunk]
         self._partial += chunk
         events = []

@@ -1,0 +1,91 @@
+"""identities.json: what it may say, and whose key a key is."""
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from llamaxing.errors import ConfigurationError
+from llamaxing.identity import Identity, read_identities, sha256
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def faults(*identities: object) -> list[str]:
+    with pytest.raises(ConfigurationError) as error:
+        read_identities(json.dumps(identities).encode(), "identities.json", "setting")
+    return error.value.faults
+
+
+def test_a_key_is_found_as_it_is_and_by_its_hash() -> None:
+    hashed = "sha256:" + hashlib.sha256(b"two").hexdigest()
+    identities = read_identities(
+        json.dumps([{"id": "a", "auth_key": "one"}, {"id": "b", "auth_key": hashed}]).encode(),
+        "identities.json",
+        "setting",
+    )
+
+    assert identities.by_key("one", NOW).id == "a"  # type: ignore[union-attr]
+    assert identities.by_key("two", NOW).id == "b"  # type: ignore[union-attr]
+    assert identities.by_key(hashed, NOW) is None
+    assert identities.by_key("", NOW) is None
+
+
+def test_two_keys_overlap_in_a_rotation_until_the_old_one_expires() -> None:
+    keys = [{"key": "old", "id": "k1", "expires": NOW.isoformat()}, {"key": "new", "id": "k2"}]
+    identities = read_identities(
+        json.dumps([{"id": "a", "api_keys": keys}]).encode(), "identities.json", "setting"
+    )
+
+    before = NOW - timedelta(seconds=1)
+    assert identities.by_key("old", before) is identities.by_key("new", before) is not None
+    assert identities.by_key("old", NOW) is None
+
+
+def test_models_are_globs_and_no_list_means_all() -> None:
+    assert Identity(id="a").may_use("gpt-4o")
+    assert Identity(id="a", models=("gpt-4o*",)).may_use("gpt-4o-mini")
+    assert not Identity(id="a", models=("gpt-4o*",)).may_use("o3")
+    assert not Identity(id="a", models=()).may_use("o3")
+
+
+def test_a_key_is_never_shown() -> None:
+    identity = Identity(id="a", auth_key="the-key")  # type: ignore[arg-type]
+
+    assert "the-key" not in repr(identity) + str(identity) + identity.model_dump_json()
+
+
+FAULTS = {
+    "empty key": ({"id": "a", "auth_key": ""}, "[0].auth_key: a key is neither empty nor has"),
+    "null key": ({"id": "a", "auth_key": None}, "[0].auth_key: Input should be a valid string"),
+    "blank key": ({"id": "a", "auth_key": " k"}, "[0].auth_key: a key is neither empty nor has"),
+    "half a hash": ({"id": "a", "auth_key": "sha256:ab"}, "[0].auth_key: after 'sha256:' come"),
+    "no id": ({"auth_key": "k"}, "[0].id: is missing"),
+    "unknown": ({"id": "a", "auth_kee": "k"}, "[0].auth_kee: is not a known key; did you mean"),
+    "half a pair": (
+        {"id": "a", "observability": {"langfuse_public_key": "p"}},
+        "[0].observability.langfuse_secret_key: is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("identity", "fault"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_says_where_and_what(identity: object, fault: str) -> None:
+    [found] = faults(identity)
+
+    assert found.startswith(f"identities.json: {fault}")
+
+
+def test_every_fault_is_told_at_once_without_a_key() -> None:
+    found = faults(
+        {"id": "a", "auth_key": "secret"},
+        {"id": "a", "auth_key": "other"},
+        {"id": "c", "auth_key": "secret"},
+    )
+
+    assert found == [
+        "identities.json: [1].id: this id is taken by [0].id",
+        "identities.json: [2]: this key is taken by [0]",
+    ]
+    assert sha256("secret") not in str(found)

@@ -1,0 +1,49 @@
+"""The settings: what there is, where from, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from llamaxing import settings
+from llamaxing.settings import Settings, read
+
+FAULTS = {
+    ("AUTH_METHOD", "ldap"): "auth_method: 'ldap' is not known; use 'apikey' or 'none'",
+    ("LOGGING_CLIENT", "x"): "logging_client: 'x' is not known; use 'none' or 'jsonl'",
+    ("IDENTITY_STORE", "x"): "identity_store: Input should be 'none' or 'json'",
+    ("DEBUG_LEVEL", "4"): "debug_level: Input should be less than or equal to 3",
+    ("APP_MODE", "x"): "app_mode: Input should be 'gateway'",
+    ("APP_REQUESTS_TIMEOUT", "0"): "app_requests_timeout: Input should be greater than 0",
+    ("MODELS_SOURCE", "models.json"): "models_source: has to name a kind and a place, as in",
+    ("MODELS_SOURCE", "ftp:x"): "models_source: 'ftp' is not known; use 'file'",
+}
+
+
+@pytest.mark.parametrize(("given", "fault"), FAULTS.items(), ids=map(str, FAULTS))
+def test_an_unknown_value_is_refused_with_the_values_there_are(
+    given: tuple[str, str], fault: str
+) -> None:
+    found, faults = read(Settings, dict([given]))
+
+    assert found is None
+    assert len(faults) == 1
+    assert faults[0].startswith(fault)
+
+
+def test_names_are_upper_case_and_an_empty_value_is_none() -> None:
+    found, _ = read(Settings, {"APP_NAME": "ours", "AUTH_METHOD": "", "DEBUG_LEVEL": "2"})
+
+    assert found is not None
+    assert (found.app_name, found.auth_method, found.debug_level) == ("ours", "none", 2)
+
+
+def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('APP_NAME="from file"\nDEBUG_LEVEL=1\n')
+
+    environ = settings.environment({"APP_NAME": "from here"}, tmp_path)
+
+    assert environ == {"APP_NAME": "from here", "DEBUG_LEVEL": "1"}
+
+
+def test_without_a_file_the_environment_is_all(tmp_path: Path) -> None:
+    assert settings.environment({"A": "b"}, tmp_path) == {"A": "b"}

@@ -1,0 +1,95 @@
+"""Where events end, and one reply out of a stream."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llamaxing.sse import Framer, data, decoded, merged
+from tests.fakes import DONE, chunk
+
+ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
+LINES = st.sampled_from([b"data: x", b"data:", b": ping", b"event: a", b"id: \xff"])
+
+
+@given(st.data())
+def test_every_byte_comes_out_again_however_it_was_cut(draw: st.DataObject) -> None:
+    stream = b"".join(
+        draw.draw(LINES) + draw.draw(ENDS) + draw.draw(st.sampled_from([b"", b"\n", b"\r\n"]))
+        for _ in range(draw.draw(st.integers(0, 8)))
+    )
+    cuts = sorted(draw.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+
+    framer = Framer()
+    events = [event for piece in pieces for event in framer.feed(piece)]
+
+    assert b"".join(events) + framer.rest() == stream
+
+
+@given(st.lists(ENDS, min_size=1, max_size=4), st.lists(st.integers(1, 40), max_size=5))
+def test_events_are_the_same_however_the_stream_was_cut(
+    ends: list[bytes], sizes: list[int]
+) -> None:
+    stream = b"".join(b"data: %d" % n + end + b"data: b" + end + end for n, end in enumerate(ends))
+    framer = Framer()
+    found = []
+    position = 0
+    for size in [*sizes, len(stream)]:
+        found += framer.feed(stream[position : position + size])
+        position += size
+
+    datas = [data(event) for event in found]
+
+    assert [it for it in datas if it] == [b"%d\nb" % n for n in range(len(ends))]
+
+
+def test_it_knows_whether_it_is_within_an_event() -> None:
+    framer = Framer()
+    framer.feed(b"data: 1\n\ndata: 2")
+    assert framer.within_event
+
+    framer.feed(b"\n\n")
+    assert not framer.within_event
+
+
+def test_a_chat_stream_merges_to_one_reply() -> None:
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f"}}
+    deltas = [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [call | {"function": {"name": "f", "arguments": ""}}],
+        },
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+    ]
+    events = [
+        chunk("", choices=[{"index": 0, "delta": delta, "finish_reason": None}]) for delta in deltas
+    ]
+    events.append(chunk("", choices=[{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]))
+    events.append(chunk("", choices=[{"index": 1, "delta": {"content": "other"}}]))
+    events.append(chunk("", choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2}))
+
+    reply = merged(decoded(b"".join(events) + DONE))
+
+    first, second = reply["choices"]
+    [called] = first["message"]["tool_calls"]
+    assert called["function"] == {"name": "f", "arguments": '{"a": 1}'}
+    assert first["finish_reason"] == "tool_calls"
+    assert second["message"]["content"] == "other"
+    assert reply["object"] == "chat.completion"
+    assert reply["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
+
+
+def test_a_completion_stream_joins_its_text_and_logprobs() -> None:
+    def part(text: str) -> bytes:
+        logprobs = {"tokens": [text]}
+        return chunk("", choices=[{"index": 0, "text": text, "logprobs": logprobs}])
+
+    reply = merged(decoded(part("Hel") + part("lo")))
+
+    assert reply["choices"][0]["text"] == "Hello"
+    assert reply["choices"][0]["logprobs"] == {"tokens": ["Hel", "lo"]}
+
+
+def test_what_is_no_json_object_is_left_out() -> None:
+    assert list(decoded(b"data: {\n\ndata: \xff\n\ndata: [1]\n\n: c\n\n" + DONE)) == []
