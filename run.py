@@ -216,7 +216,7 @@ def start_model(children: dict[str, subprocess.Popen[str]]) -> str:
 def check(children: Mapping[str, subprocess.Popen[str]]) -> None:
     for name, child in children.items():
         if child.poll() is not None:
-            sys.exit(f"run.py: the {name} ended by itself, with exit code {child.returncode}")
+            sys.exit(f"run.py: the {name} ended, with exit code {child.returncode}")
 
 
 def end(children: Mapping[str, subprocess.Popen[str]]) -> None:
