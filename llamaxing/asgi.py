@@ -1,16 +1,14 @@
 """The gateway as an ASGI 3 application: bytes in and out, hang-ups, the record in its place."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from llamaxing.errors import CallerGone, ConfigurationError, InternalError, NotConfigured
 from llamaxing.gateway import Gateway, refusal
 from llamaxing.http import Body, BodyLimits, Request, Response
+from llamaxing.logs import log
 from llamaxing.relay import BrokenOff
-
-log = logging.getLogger("llamaxing")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,9 +44,7 @@ class Application:
         whole = False
         try:
             response = await self._answer(scope, caller)
-            await send(_start(response))
-            async for chunk in response.body:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await _send(response, send)
             whole = True
         except asyncio.CancelledError:
             if not caller.gone:
@@ -56,7 +52,10 @@ class Application:
         except (CallerGone, BrokenOff):
             pass
         except Exception:
-            log.exception("a reply could not be sent")
+            log.exception("a call failed at the edge")
+            if response is None:
+                await _send(refusal(InternalError()), send)
+                whole = True
         finally:
             caller.release()
             if response is not None:
@@ -70,9 +69,6 @@ class Application:
             gateway, limits = await self._gateway()
         except ConfigurationError as error:
             return refusal(NotConfigured(error.settings))
-        except Exception:
-            log.exception("the gateway could not be opened")
-            return refusal(InternalError())
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -153,9 +149,9 @@ class _Caller:
             self._task.cancel()
 
 
-def _start(response: Response) -> Message:
-    return {
-        "type": "http.response.start",
-        "status": response.status,
-        "headers": response.headers,
-    }
+async def _send(response: Response, send: Send) -> None:
+    """All but the closing chunk."""
+    head = {"status": response.status, "headers": response.headers}
+    await send({"type": "http.response.start", **head})
+    async for chunk in response.body:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -1,6 +1,5 @@
 """The composition root: reads the settings, and puts the gateway together from what they name."""
 
-import logging
 import os
 import random
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from llamaxing.forward import Forwarder
 from llamaxing.gateway import Gateway
 from llamaxing.http import BodyLimits
 from llamaxing.identity import Identities, read_identities
+from llamaxing.logs import LEVELS, log
 from llamaxing.recorder import Recorder
 from llamaxing.reference import Reference
 from llamaxing.selection import Selector
@@ -27,13 +27,10 @@ from llamaxing.sinks import Sink
 from llamaxing.sources import Source
 from llamaxing.upstream import AiohttpTransport, Timeouts
 
-log = logging.getLogger("llamaxing")
-
 T = TypeVar("T", bound=BaseModel)
 
 # Azure's front end gives up after 230 s without a byte.
 _LONGEST_ON_AZURE = 220.0
-_LOG_LEVELS = {0: logging.INFO, 1: logging.DEBUG, 2: logging.DEBUG, 3: logging.DEBUG}
 
 
 def application(environ: Mapping[str, str] | None = None) -> Application:
@@ -61,7 +58,7 @@ class Build:
         chosen = self._read(Settings)
         if chosen is None:
             raise ConfigurationError(self._faults, self._settings)
-        log.setLevel(_LOG_LEVELS[chosen.debug_level])
+        log.setLevel(LEVELS[chosen.debug_level])
         self._check(chosen)
         catalog = await self._catalog(chosen)
         identities = await self._identities(chosen)
@@ -95,6 +92,8 @@ class Build:
         self._settings.append(setting)
 
     def _check(self, chosen: Settings) -> None:
+        if chosen.debug_level == len(LEVELS) - 1:
+            log.warning("debug_level is 3: the log holds the credentials of callers")
         if chosen.auth_method == "none":
             if self._on_azure and not chosen.auth_none_on_azure:
                 self._fault(

@@ -11,7 +11,7 @@ GatewayError
 ├── AllInstancesThrottled (429)
 ├── InternalError (500)
 ├── UpstreamFailed (502)      UpstreamUnreachable · UpstreamBadResponse · UpstreamAuth
-├── NotServing (503)          NotConfigured · ShuttingDown
+├── NotConfigured (503)
 └── UpstreamTimeout (504)
 
 ConfigurationError            what an operator has to mend; callers only see NotConfigured
@@ -193,26 +193,16 @@ class UpstreamAuth(UpstreamFailed):
         )
 
 
-class NotServing(GatewayError):
+class NotConfigured(GatewayError):
     status = 503
-    headers: Mapping[str, str] = {"retry-after": "5"}
-
-
-class NotConfigured(NotServing):
     code = "config_error"
+    headers: Mapping[str, str] = {"retry-after": "5"}
 
     def __init__(self, settings: Sequence[str]) -> None:
         super().__init__(
             "The gateway cannot serve with its configuration: its log says what is wrong with "
             f"{', '.join(settings)}."
         )
-
-
-class ShuttingDown(NotServing):
-    code = "shutting_down"
-
-    def __init__(self) -> None:
-        super().__init__("This gateway is shutting down; try again.")
 
 
 class UpstreamTimeout(GatewayError):

@@ -5,7 +5,6 @@ What is tried elsewhere is decided on the status line, before a byte of a reply 
 
 import asyncio
 import functools
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,12 +27,11 @@ from llamaxing.errors import (
 from llamaxing.exchange import Attempt, Exchange
 from llamaxing.headers import retry_after
 from llamaxing.http import Headers
+from llamaxing.logs import log
 from llamaxing.payload import Payload
 from llamaxing.providers import Instance
 from llamaxing.selection import Selector
 from llamaxing.upstream import Content, Timeouts
-
-log = logging.getLogger("llamaxing")
 
 # A plain reply up to this size is whole before its status goes out, so that one which upstream
 # breaks off is an error and not half a document.

@@ -1,7 +1,6 @@
 """The pipeline: who calls, what for, sent where, and how it ended."""
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -23,13 +22,12 @@ from llamaxing.exchange import Exchange, Kept
 from llamaxing.forward import Answer, Call, Forwarder
 from llamaxing.http import Headers, Request, Response
 from llamaxing.identity import Identity
+from llamaxing.logs import SENSITIVE, TEXTS, log
 from llamaxing.pages import Pages, allow, respond
 from llamaxing.payload import REMOVE, Payload
 from llamaxing.recorder import Recorder
 from llamaxing.reference import Reference
 from llamaxing.relay import relay
-
-log = logging.getLogger("llamaxing")
 
 METADATA = "observation_metadata"
 # What nginx writes for a caller who did not wait; it only stands in records.
@@ -57,6 +55,7 @@ class Gateway:
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
         request_id = headers.request_id(request.headers, uuid.uuid4().hex)
+        log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
         found = endpoints.match(request.path)
         try:
             if found is None:
@@ -85,14 +84,14 @@ class Gateway:
         try:
             answer = await self._answer(exchange, request, named)
         except GatewayError as error:
+            log.log(TEXTS, "%s refused: %s", request_id, ascii(str(error)))
             return self._refused(exchange, error)
-        except (asyncio.CancelledError, CallerGone):
-            exchange.status = _CLIENT_CLOSED_REQUEST
+        except BaseException as error:
+            gone = isinstance(error, asyncio.CancelledError | CallerGone)
+            exchange.status = _CLIENT_CLOSED_REQUEST if gone else InternalError.status
+            exchange.error = "caller_hung_up" if gone else InternalError.code
             await self._finish(exchange)
             raise
-        except Exception:
-            log.exception("request %s failed", request_id)
-            return self._refused(exchange, InternalError())
         return self._relayed(exchange, answer)
 
     async def _answer(self, exchange: Exchange, request: Request, named: str | None) -> Answer:

@@ -1,14 +1,12 @@
 """From a finished exchange to its log line, and to every sink."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from llamaxing.exchange import Exchange
+from llamaxing.logs import TEXTS, log
 from llamaxing.sinks import Sink
-
-log = logging.getLogger("llamaxing")
 
 
 class Recorder:
@@ -22,11 +20,11 @@ class Recorder:
         self._sinks = sinks
         self._timeout = timeout
         # A copy that nobody reads is not made.
-        self.copy_up_to = copy_up_to if sinks or log.isEnabledFor(logging.DEBUG) else 0
+        self.copy_up_to = copy_up_to if sinks or log.isEnabledFor(TEXTS) else 0
 
     async def record(self, exchange: Exchange) -> None:
         _log_line(exchange)
-        if log.isEnabledFor(logging.DEBUG):
+        if log.isEnabledFor(TEXTS):
             _log_texts(exchange)
         if not self._sinks or (exchange.identity and exchange.identity.record == "none"):
             return
@@ -64,5 +62,5 @@ def _log_line(exchange: Exchange) -> None:
 
 def _log_texts(exchange: Exchange) -> None:
     record = exchange.record()
-    log.debug("%s request: %s", exchange.request_id, ascii(record["request"]))
-    log.debug("%s reply: %s", exchange.request_id, ascii(record["response"]))
+    log.log(TEXTS, "%s request: %s", exchange.request_id, ascii(record["request"]))
+    log.log(TEXTS, "%s reply: %s", exchange.request_id, ascii(record["response"]))

@@ -9,6 +9,7 @@ from llamaxing import sse
 from llamaxing.errors import error_body
 from llamaxing.exchange import Exchange
 from llamaxing.forward import Answer
+from llamaxing.logs import CHUNKS, log
 
 
 class BrokenOff(Exception):
@@ -29,6 +30,7 @@ async def relay(answer: Answer, exchange: Exchange) -> AsyncIterator[bytes]:
             if exchange.first_byte is None:
                 exchange.first_byte = time.time()
             exchange.reply.add(chunk)
+            log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
             yield chunk
             if framer is not None and any(map(_ends_stream, framer.feed(chunk))):
                 exchange.complete = True

@@ -24,7 +24,7 @@ LAYERS = [
     ["identity", "sse"],
     ["endpoints", "document"],
     ["http"],
-    ["errors"],
+    ["errors", "logs"],
     ["__init__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -149,7 +149,6 @@ async def test_a_body_of_100_mb_is_refused_while_it_arrives_and_not_held(
     assert f"{limit:,} bytes" in error["message"]
     assert left == files
     assert again == 413
-    print(f"VmRSS before {before / 1e6:.1f} grown {grown / 1e6:.1f} MB, {limit}")
     assert grown < SOME
 
 
@@ -172,7 +171,6 @@ async def test_a_body_of_20_mb_passes_and_memory_grows_by_less_than_twice_of_it(
 
     assert reply.status_code == 200
     assert digest(upstream.journal[1].body) == digest(b'{"model": "m", ' + IMAGE)
-    print(f"VmRSS before {before / 1e6:.1f} grown {grown / 1e6:.1f} MB, {logging}")
     assert left == files
     assert grown < 2 * len(body)
 
