@@ -1,0 +1,148 @@
+"""From an environment to a gateway, or to every reason why not."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llamaxing.asgi import Application
+from llamaxing.build import Build, application
+from llamaxing.errors import ConfigurationError
+from tests.conftest import configure
+
+MODELS = [
+    {
+        "id": "m",
+        "capabilities": ["chat_completions"],
+        "instances": [{"id": "i", "provider": "openai", "openai_api_key": "k"}],
+    }
+]
+
+
+async def faults(environ: dict[str, str]) -> list[str]:
+    with pytest.raises(ConfigurationError) as error:
+        await Build(environ).gateway()
+    return error.value.faults
+
+
+async def get(app: Application, path: str) -> httpx.Response:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        return await client.get(path)
+
+
+async def test_every_fault_of_every_part_is_told_at_once(tmp_path: Path) -> None:
+    environ = configure(tmp_path, [], [{"id": "a", "auth_key": ""}])
+
+    found = await faults(environ | {"LOGGING_CLIENT_JSONL_FILENAME": ""})
+
+    assert [fault.partition(":")[0] for fault in found] == ["models.json", "identities.json"]
+
+
+async def test_a_missing_file_is_a_fault_of_its_setting(tmp_path: Path) -> None:
+    [found] = await faults({"MODELS_SOURCE": f"file:{tmp_path / 'no.json'}"})
+
+    assert found == "models_source: no.json cannot be read: No such file or directory"
+
+
+async def test_keys_need_a_store_of_identities(tmp_path: Path) -> None:
+    [found] = await faults(configure(tmp_path, MODELS) | {"AUTH_METHOD": "apikey"})
+
+    assert found == "identity_store: auth_method=apikey needs identity_store=json"
+
+
+async def test_a_gateway_on_azure_is_not_open_by_accident(tmp_path: Path) -> None:
+    on_azure = configure(tmp_path, MODELS) | {"WEBSITE_INSTANCE_ID": "x"}
+
+    [found] = await faults(on_azure)
+    gateway, _ = await Build(on_azure | {"AUTH_NONE_ON_AZURE": "true"}).gateway()
+
+    assert found.startswith("auth_method: 'none' would let everybody in")
+    await gateway.aclose()
+
+
+async def test_the_timeout_is_capped_on_azure_and_that_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_azure = {"WEBSITE_INSTANCE_ID": "x", "AUTH_NONE_ON_AZURE": "true"}
+
+    gateway, _ = await Build(configure(tmp_path, MODELS) | on_azure).gateway()
+
+    assert "app_requests_timeout is capped at 220 s" in caplog.text
+    await gateway.aclose()
+
+
+@pytest.mark.parametrize(
+    ("setting", "warning"),
+    [({}, "everybody who reaches"), ({"DEBUG_LEVEL": "3"}, "the log holds the credentials")],
+)
+async def test_what_is_unsafe_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, setting: dict[str, str], warning: str
+) -> None:
+    gateway, _ = await Build(configure(tmp_path, MODELS) | setting).gateway()
+    await gateway.aclose()
+    logging.getLogger("llamaxing").setLevel(logging.INFO)
+
+    assert warning in caplog.text
+
+
+async def test_callers_get_503_that_names_the_setting_and_no_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = application({"MODELS_SOURCE": f"file:{tmp_path / 'no.json'}"})
+
+    replies = await asyncio.gather(*(get(app, "/v1/models") for _ in range(5)))
+
+    for reply in replies:
+        assert reply.status_code == 503
+        error: dict[str, Any] = reply.json()["error"]
+        assert error["code"] == "config_error"
+        assert "models_source" in error["message"]
+        assert str(tmp_path) not in reply.text
+        assert reply.headers["retry-after"] == "5"
+    assert caplog.text.count("cannot be read") == 1
+
+
+async def test_fifty_first_calls_at_once_open_one_gateway(tmp_path: Path) -> None:
+    environ = configure(tmp_path, MODELS)
+    opened = []
+
+    async def open_gateway() -> Any:
+        opened.append(1)
+        await asyncio.sleep(0)
+        return await Build(environ).gateway()
+
+    app = Application(open_gateway)
+
+    replies = await asyncio.gather(*(get(app, "/health/live") for _ in range(50)))
+
+    assert {reply.status_code for reply in replies} == {200}
+    assert len(opened) == 1
+
+
+async def test_a_gateway_that_cannot_be_opened_for_a_fault_of_ours_is_500(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def broken() -> Any:
+        raise RuntimeError("details")
+
+    reply = await get(Application(broken), "/health/live")
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+    assert "RuntimeError: details" in caplog.text
+
+
+async def test_the_settings_of_a_file_count_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(tmp_path, MODELS)
+    (tmp_path / ".env").write_text("APP_NAME=from-the-file\nMODELS_SOURCE=file:models.json\n")
+    monkeypatch.chdir(tmp_path)
+
+    reply = await get(application({}), "/v1/models")
+
+    assert json.loads(reply.content)["data"][0]["proxied_by"] == "from-the-file"
