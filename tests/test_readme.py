@@ -1,0 +1,68 @@
+"""The README, the examples and the reference say what the code does."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llamaxing import plugins, settings
+from llamaxing.catalog import read_models
+from llamaxing.endpoints import ENDPOINTS
+from llamaxing.identity import read_identities
+from llamaxing.reference import Reference
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+JSON_BLOCKS = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+PROVIDERS = {name: plugins.load("providers", name) for name in plugins.names("providers")}
+
+
+class Anything(dict[str, str]):
+    """Every variable is set."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def get(self, name: str, default: object = None) -> str:  # type: ignore[override]
+        return "https://set"
+
+
+def test_the_table_has_every_setting_with_its_default_and_what_it_does() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", README, re.MULTILINE)
+    expected = []
+    for name, field in settings.every_setting().items():
+        default = str(field.default).lower() if field.default in (True, False) else field.default
+        shown = "" if field.default is None else f"`{default}`"
+        expected.append((name, shown, field.description))
+
+    assert [row for row in rows if row[0] in settings.every_setting()] == expected
+
+
+def test_the_files_it_shows_are_read_without_a_fault() -> None:
+    models, identities = (json.loads(block) for block in JSON_BLOCKS)
+
+    read_models(json.dumps(models).encode(), "models.json", "s", PROVIDERS, Anything())
+    assert len(read_identities(json.dumps(identities).encode(), "identities.json", "s")) == 2
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/**/models*.json")), ids=str)
+def test_every_example_is_read_without_a_fault(path: Path) -> None:
+    read_models(path.read_bytes(), path.name, "models_source", PROVIDERS, Anything())
+
+
+def test_it_lists_every_endpoint() -> None:
+    for endpoint in ENDPOINTS:
+        assert f"| `POST /v1/{endpoint.path}` | `{endpoint.name}` |" in README
+
+
+def test_the_reference_has_every_endpoint() -> None:
+    document = json.loads(Reference("ours").document)
+
+    for endpoint in ENDPOINTS:
+        assert {method.upper() for method in document["paths"][f"/v1/{endpoint.path}"]} == set(
+            endpoint.methods
+        )
+    assert {"/v1/models", "/v1/models/{id}", "/health/live", "/health/ready"} < set(
+        document["paths"]
+    )
