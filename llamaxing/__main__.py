@@ -57,6 +57,8 @@ def _serve(wanted: argparse.Namespace) -> None:
         workers=wanted.workers,
         timeout_graceful_shutdown=wanted.grace,
         access_log=False,
+        # Nothing here asks for a caller's address.
+        proxy_headers=False,
         server_header=False,
         log_config=_LOGGING,
     )

@@ -86,7 +86,7 @@ class Application:
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if self._fault is not None and now < self._fault_until:
-                raise self._fault
+                raise self._fault.with_traceback(None)
             if self._opened is None:
                 try:
                     self._opened = await self._open()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from llamaxing import endpoints, headers
+from llamaxing.answer import Answer
 from llamaxing.auth import Authenticator
 from llamaxing.catalog import Catalog
 from llamaxing.errors import (
@@ -19,7 +20,7 @@ from llamaxing.errors import (
     UnsupportedMediaType,
 )
 from llamaxing.exchange import Exchange, Kept
-from llamaxing.forward import Answer, Call, Forwarder
+from llamaxing.forward import Call, Forwarder
 from llamaxing.http import Headers, Request, Response
 from llamaxing.identity import Identity
 from llamaxing.logs import SENSITIVE, TEXTS, log

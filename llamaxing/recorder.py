@@ -8,6 +8,9 @@ from llamaxing.exchange import Exchange
 from llamaxing.logs import TEXTS, log
 from llamaxing.sinks import Sink
 
+# Bytes of a reply that are made into a record before other calls have waited noticeably.
+_MERGED_ON_THE_LOOP = 64 * 1024
+
 
 class Recorder:
     """Hands each exchange to the sinks inside the invocation, for `timeout` seconds at most.
@@ -28,7 +31,11 @@ class Recorder:
             _log_texts(exchange)
         if not self._sinks or (exchange.identity and exchange.identity.record == "none"):
             return
-        record = exchange.record()
+        record = (
+            exchange.record()
+            if exchange.reply.size < _MERGED_ON_THE_LOOP
+            else await asyncio.to_thread(exchange.record)
+        )
         await asyncio.gather(*(self._deliver(sink, record) for sink in self._sinks))
 
     async def aclose(self) -> None:

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import httpx
 
 from llamaxing import sse
+from llamaxing.answer import Answer
 from llamaxing.errors import error_body
 from llamaxing.exchange import Exchange
-from llamaxing.forward import Answer
 from llamaxing.logs import CHUNKS, log
 
 

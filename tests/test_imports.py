@@ -18,6 +18,7 @@ LAYERS = [
     ["pages", "relay"],
     ["reference", "forward", "recorder"],
     ["selection"],
+    ["answer"],
     ["catalog", "upstream", "payload"],
     ["providers", "auth", "sinks", "sources"],
     ["headers", "exchange"],

@@ -85,7 +85,7 @@ async def test_at_sigterm_open_streams_finish_and_are_recorded_and_the_exit_code
         await upstream.request(len(streams) - 1)
 
         process.send_signal(signal.SIGTERM)
-        with pytest.raises(httpx.ConnectError):
+        with pytest.raises(httpx.TransportError):
             await call_for_ever(client.base_url)
         for stream in streams:
             stream.release()

@@ -1,0 +1,174 @@
+"""An upstream's reply, and what it is worth: an answer, or a reason to ask elsewhere."""
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from llamaxing.errors import (
+    AllInstancesThrottled,
+    GatewayError,
+    UpstreamAuth,
+    UpstreamBadResponse,
+)
+from llamaxing.headers import retry_after
+from llamaxing.http import Headers
+from llamaxing.logs import log
+
+# A plain reply up to this size is whole before its status goes out, so that one which upstream
+# breaks off is an error and not half a document.
+_HELD_UP_TO = 1024 * 1024
+# Seconds for the body of an error: another instance may do better than wait for it.
+_ERROR_WITHIN = 5.0
+_TRIED_ELSEWHERE = frozenset({404, 408, 429, 500, 502, 503, 504})
+
+
+@dataclass(slots=True)
+class Answer:
+    """An upstream's reply: its head, what is `held` of its body, and what is still to come."""
+
+    status: int
+    headers: Headers
+    stream: httpx.AsyncByteStream
+    held: list[bytes] = field(default_factory=list)
+    whole: bool = False
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        return ((k.decode("latin-1"), v.decode("latin-1")) for k, v in self.headers)
+
+    def header(self, name: bytes) -> str:
+        return next((v.decode("latin-1") for k, v in self.headers if k.lower() == name), "")
+
+    @property
+    def media_type(self) -> str:
+        return self.header(b"content-type").partition(";")[0].strip().lower()
+
+    async def hold(self, most: int) -> None:
+        """Reads the body up to about `most` bytes. Raises httpx.TransportError when it breaks."""
+        size = 0
+        pieces = aiter(self.stream)
+        async for piece in pieces:
+            self.held.append(piece)
+            size += len(piece)
+            if size > most:
+                self.stream = _Rest(pieces, self.stream)
+                return
+        self.whole = True
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+class _Rest(httpx.AsyncByteStream):
+    """A stream that has been begun."""
+
+    def __init__(self, pieces: Any, stream: httpx.AsyncByteStream) -> None:
+        self._pieces = pieces
+        self._stream = stream
+
+    def __aiter__(self) -> Any:
+        return self._pieces
+
+    async def aclose(self) -> None:
+        await self._pieces.aclose()
+        await self._stream.aclose()
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why an instance has no answer: what the caller is told, or the upstream's own words."""
+
+    error: GatewayError
+    answer: Answer | None = None
+    wait: float | None = None
+
+
+async def judged(answer: Answer, model: str, instance: str) -> Answer | Failure:
+    """The answer as it may go to the caller, or why another instance is to be asked.
+
+    Raises `UpstreamBadResponse` for a reply that breaks off behind a good status line: what was
+    asked for may have been done, and is not done twice.
+    """
+    if (nonsense := _nonsense(answer)) is not None:
+        await answer.aclose()
+        return Failure(UpstreamBadResponse(model, nonsense))
+    if answer.status in (401, 403):
+        await answer.aclose()
+        log.error("instance %s refused the gateway's credential with %d", instance, answer.status)
+        return Failure(UpstreamAuth(model))
+    if answer.status in _TRIED_ELSEWHERE:
+        return await _failed(answer, model)
+    if answer.status < 400 and answer.media_type not in ("application/json", ""):
+        return answer
+    try:
+        await answer.hold(_HELD_UP_TO)
+    except httpx.TransportError as error:
+        raise UpstreamBadResponse(model, "a reply that broke off") from error
+    if answer.status < 400 and answer.whole and not any(answer.held):
+        raise UpstreamBadResponse(model, "an empty reply")
+    return answer
+
+
+async def _failed(answer: Answer, model: str) -> Failure:
+    """A failure with the upstream's own words, as far as they come whole and soon."""
+    words: Answer | None = answer
+    try:
+        async with asyncio.timeout(_ERROR_WITHIN):
+            await answer.hold(_HELD_UP_TO)
+    except (httpx.TransportError, TimeoutError):
+        words = None
+    if words is None or not answer.whole:
+        await answer.aclose()
+        words = None
+    if answer.status == 429:
+        wait = retry_after({k.lower(): v for k, v in answer.texts()}, time.time())
+        return Failure(AllInstancesThrottled(model), words, wait)
+    return Failure(UpstreamBadResponse(model, f"status {answer.status}"), words)
+
+
+def _nonsense(answer: Answer) -> str | None:
+    """What came instead of an answer, as far as the head tells."""
+    if 300 <= answer.status < 400:
+        return "a redirect"
+    if answer.status < 300 and answer.media_type == "text/html":
+        return "an HTML page"
+    if answer.status < 300 and answer.header(b"content-length") == "0":
+        return "an empty reply"
+    return None
+
+
+def last_word(failures: Sequence[Failure]) -> Answer:
+    """What the caller gets when every instance failed.
+
+    A refused credential is ours to mend and says least to a caller, so any other failure goes
+    before it.
+    """
+    last = [f for f in failures if not isinstance(f.error, UpstreamAuth)] or failures
+    failure = last[-1]
+    if all(isinstance(f.error, AllInstancesThrottled) for f in failures):
+        return _throttled(failures, failure)
+    if failure.answer is None:
+        raise failure.error
+    return failure.answer
+
+
+def _throttled(failures: Sequence[Failure], last: Failure) -> Answer:
+    """The last 429 with the least wait of all: by then one instance is free."""
+    waits = [f.wait for f in failures if f.wait is not None]
+    hint = {}
+    if waits:
+        hint = {
+            "retry-after": str(math.ceil(min(waits))),
+            "retry-after-ms": str(math.ceil(min(waits) * 1000)),
+        }
+    if last.answer is None or last.answer.media_type != "application/json":
+        last.error.headers = hint
+        raise last.error
+    last.answer.headers = [
+        (k, v) for k, v in last.answer.headers if k.lower().decode() not in hint
+    ] + [(name.encode(), value.encode()) for name, value in hint.items()]
+    return last.answer
