@@ -1,0 +1,79 @@
+"""Azure Functions: an invocation answered by the ASGI application, byte for byte.
+
+`AsgiFunctionApp` collects a reply before it sends it. What streams is the worker's own HTTP server
+(`azurefunctions-extensions-http-fastapi`): what a function returns is called there with the
+connection, and here that is the application itself.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import azure.functions as func
+from azurefunctions.extensions.http.fastapi import Response
+
+from llamaxing.asgi import Application, Message, Receive, Send
+from llamaxing.endpoints import ENDPOINTS
+from llamaxing.errors import ConfigurationError
+
+# A method that a route does not list is never answered by the platform: ours refuses it.
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
+
+# The name of each function, and its route. None takes every path from the root, where the worker's
+# server has pages of its own; "/" is the root itself, and "" would be the function's name.
+HEALTH = {"health_live": "health/live", "health_ready": "health/ready"}
+ROUTES = {
+    "page": "/",
+    "v1": "v1/{*path}",
+    "openai": "openai/{*path}",
+    "models": "models",
+    "model": "models/{*id}",
+    **{endpoint.name: endpoint.path for endpoint in ENDPOINTS},
+}
+
+_TRUE = ("1", "true", "t", "yes", "y")
+
+
+class Passthrough(Response):  # type: ignore[misc]
+    """Hands the connection of an invocation to the application."""
+
+    def __init__(self, application: Application, invocation_id: str) -> None:
+        super().__init__()
+        self._application = application
+        self._invocation_id = invocation_id
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        # The worker's log handler reads it off the task; this one belongs to the HTTP server, which
+        # knows nothing of invocations.
+        setattr(asyncio.current_task(), "__azure_function_invocation_id__", self._invocation_id)
+        await self._application(scope, receive, send)
+
+
+def auth_level(environ: Mapping[str, str]) -> func.AuthLevel:
+    """What the host asks for before it lets a request in: nothing, or a function key.
+
+    Raises `ConfigurationError` for another word than those.
+    """
+    levels = {"anonymous": func.AuthLevel.ANONYMOUS, "function": func.AuthLevel.FUNCTION}
+    chosen = environ.get("FUNCTIONS_AUTH_LEVEL", "").lower() or "anonymous"
+    if chosen not in levels:
+        fault = f"functions_auth_level: {chosen!r} is not known; use 'anonymous' or 'function'"
+        raise ConfigurationError([fault], ["functions_auth_level"])
+    return levels[chosen]
+
+
+def require_init_indexing(
+    environ: Mapping[str, str] = os.environ, version: Sequence[Any] = sys.version_info
+) -> None:
+    """Raises `ConfigurationError` where the worker would list the functions and answer none."""
+    setting = "PYTHON_ENABLE_INIT_INDEXING"
+    if tuple(version[:2]) < (3, 13) and environ.get(setting, "").lower() not in _TRUE:
+        raise ConfigurationError(
+            [
+                f"The app setting {setting} has to be 1: without it the Python "
+                f"{version[0]}.{version[1]} worker starts, and then leaves every request unanswered."
+            ],
+            [setting],
+        )
