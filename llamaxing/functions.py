@@ -33,6 +33,7 @@ ROUTES = {
     **{endpoint.name: endpoint.path for endpoint in ENDPOINTS},
 }
 
+_INVOCATION = "__azure_function_invocation_id__"
 _TRUE = ("1", "true", "t", "yes", "y")
 
 
@@ -47,7 +48,7 @@ class Passthrough(Response):  # type: ignore[misc]
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         # The worker's log handler reads it off the task; this one belongs to the HTTP server, which
         # knows nothing of invocations.
-        setattr(asyncio.current_task(), "__azure_function_invocation_id__", self._invocation_id)
+        setattr(asyncio.current_task(), _INVOCATION, self._invocation_id)
         await self._application(scope, receive, send)
 
 
@@ -71,9 +72,6 @@ def require_init_indexing(
     setting = "PYTHON_ENABLE_INIT_INDEXING"
     if tuple(version[:2]) < (3, 13) and environ.get(setting, "").lower() not in _TRUE:
         raise ConfigurationError(
-            [
-                f"The app setting {setting} has to be 1: without it the Python "
-                f"{version[0]}.{version[1]} worker starts, and then leaves every request unanswered."
-            ],
+            [f"{setting} has to be 1: without it the worker starts and leaves requests unanswered"],
             [setting],
         )

@@ -128,7 +128,9 @@ async def test_a_body_of_100_mb_is_refused_while_it_arrives_and_not_held(
     upstream: Upstream, tmp_path: Path, limit: int
 ) -> None:
     settings = configure(tmp_path, [model(openai(upstream, "i1"))])
-    with uvicorn_shim({**settings, "APP_REQUEST_BODY_LIMIT": str(limit)}, tmp_path) as gateway:
+    async with uvicorn_shim(
+        {**settings, "APP_REQUEST_BODY_LIMIT": str(limit)}, tmp_path
+    ) as gateway:
         await warm(gateway)
         before, files = memory(gateway, "VmRSS"), unnamed_files(gateway)
         async with sending(gateway.url) as caller:
@@ -159,7 +161,7 @@ async def test_a_body_of_20_mb_passes_and_memory_grows_by_less_than_twice_of_it(
 ) -> None:
     settings = configure(tmp_path, [model(openai(upstream, "i1"), aliases=["alias"])])
     body = b'{"model": "alias", ' + IMAGE
-    with uvicorn_shim({**settings, "LOGGING_CLIENT": logging}, tmp_path) as gateway:
+    async with uvicorn_shim({**settings, "LOGGING_CLIENT": logging}, tmp_path) as gateway:
         await warm(gateway)
         before, files = memory(gateway, "VmRSS"), unnamed_files(gateway)
         async with httpx.AsyncClient(base_url=gateway.url, timeout=30, verify=False) as client:

@@ -1,15 +1,17 @@
-"""The gateway from outside, as its users run it: programs on sockets, real clients, real models."""
+"""The gateway from outside, in each way to run it: programs on sockets, real clients and models."""
 
+import asyncio
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from llamaxing.settings import every_setting
-from tests.services import PROJECT, free_port, wait_until_answers
+from tests.functions_host import Host
+from tests.services import PROJECT, cannot_be_had, free_port, until_answers
 
 
 @dataclass(frozen=True)
@@ -20,26 +22,41 @@ class Program:
     pid: int
 
 
-@contextmanager
-def uvicorn_shim(settings: Mapping[str, str], folder: Path) -> Iterator[Program]:
+@asynccontextmanager
+async def uvicorn_shim(settings: Mapping[str, str], folder: Path) -> AsyncIterator[Program]:
     """`python -m llamaxing serve`, in `folder` and with these settings, until it is told to end."""
-    port = free_port()
-    command = [sys.executable, "-m", "llamaxing", "serve", "--port", str(port), "--grace", "5"]
-    environ = {**without_settings(os.environ), "PYTHONPATH": str(PROJECT), **settings}
-    with subprocess.Popen(command, cwd=folder, env=environ) as server:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_answers(f"{url}/health/ready")
-            yield Program(url, server.pid)
-        finally:
+    url, port = "http://127.0.0.1", free_port()
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llamaxing", "serve", "--port", str(port), "--grace", "5"),
+        cwd=folder,
+        env={**_without_settings(os.environ), "PYTHONPATH": str(PROJECT), **settings},
+    )
+    try:
+        await until_answers(f"{url}:{port}/health/ready")
+        yield Program(f"{url}:{port}", server.pid)
+    finally:
+        if server.returncode is None:
             server.terminate()
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                server.kill()
+        await server.wait()
 
 
-def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+@asynccontextmanager
+async def functions_app(settings: Mapping[str, str], folder: Path) -> AsyncIterator[Host]:
+    """The project's function_app.py in the worker library of Azure Functions."""
+    if find_spec("azure_functions_runtime") is None:
+        cannot_be_had("azure-functions-runtime is not installed: requirements-dev.txt has it")
+    host = Host(
+        PROJECT,
+        env={**_without_settings(os.environ), "PYTHON_ENABLE_INIT_INDEXING": "1", **settings},
+    )
+    await host.start()
+    try:
+        yield host
+    finally:
+        await host.stop()
+
+
+def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
     """What a developer's own gateway is set to must not reach one that is tested."""
     known = every_setting()
     return {name: value for name, value in environ.items() if name.lower() not in known}

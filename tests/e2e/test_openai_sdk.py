@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ import pytest_asyncio
 from tests import services
 from tests.conftest import configure, model
 from tests.conftest import openai as instance
-from tests.e2e import Program, uvicorn_shim
+from tests.e2e import Program, functions_app, uvicorn_shim
 from tests.fakes import DONE, Upstream, chunk
+from tests.functions_host import Host
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 local_model = services.local_model
 KEY = "sk-of-a-caller"
-WAYS = {"uvicorn": uvicorn_shim}
+WAYS = {"uvicorn": uvicorn_shim, "functions": functions_app}
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 CHAT: dict[str, Any] = {"model": "smollm2", "messages": MESSAGES, "max_tokens": 8}
@@ -63,13 +64,13 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield server
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def gateway(
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS)
+async def gateway(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     local_model: services.LocalModel,
     upstream: Upstream,
-) -> Iterator[Program]:
+) -> AsyncIterator[Program | Host]:
     """One gateway for all tests here, in each of the ways to run it."""
     folder: Path = tmp_path_factory.mktemp(request.param)
     models = [
@@ -81,8 +82,8 @@ def gateway(
         "LOCAL_MODEL_URL": local_model.url,
         "APP_REQUEST_BODY_LIMIT": "1000000",
     }
-    with WAYS[request.param](settings, folder) as program:
-        yield program
+    async with WAYS[request.param](settings, folder) as running:
+        yield running
 
 
 class SDK:
@@ -129,7 +130,7 @@ CLIENTS = [openai.OpenAI, openai.AsyncOpenAI, openai.AzureOpenAI, openai.AsyncAz
 @pytest_asyncio.fixture(
     scope="module", loop_scope="module", params=CLIENTS, ids=lambda client: client.__name__
 )
-async def sdk(request: pytest.FixtureRequest, gateway: Program) -> AsyncIterator[SDK]:
+async def sdk(request: pytest.FixtureRequest, gateway: Program | Host) -> AsyncIterator[SDK]:
     where = {"base_url": f"{gateway.url}/v1"}
     if "Azure" in request.param.__name__:
         where = {"azure_endpoint": gateway.url, "api_version": "2024-10-21"}
