@@ -8,7 +8,7 @@ from azurefunctions.extensions.http.fastapi import Request, Response
 from llamaxing import functions
 from llamaxing.build import application
 
-functions.require_init_indexing()
+functions.require_init_indexing(os.environ)
 app = func.FunctionApp(http_auth_level=functions.auth_level(os.environ))
 gateway = application()
 

@@ -1,13 +1,16 @@
 """The gateway as an ASGI 3 application: bytes in and out, hang-ups, the record in its place."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from llamaxing.errors import CallerGone, ConfigurationError, InternalError, NotConfigured
-from llamaxing.gateway import Gateway, refusal
+from llamaxing.gateway import Gateway, identified, refusal
+from llamaxing.headers import request_id
 from llamaxing.http import Body, BodyLimits, Request, Response
 from llamaxing.logs import log
+from llamaxing.pages import ok
 from llamaxing.relay import BrokenOff
 
 Message = MutableMapping[str, Any]
@@ -54,7 +57,7 @@ class Application:
         except Exception:
             log.exception("a call failed at the edge")
             if response is None:
-                await _send(refusal(InternalError()), send)
+                await _send(identified(refusal(InternalError()), uuid.uuid4().hex), send)
                 whole = True
         finally:
             caller.release()
@@ -65,19 +68,20 @@ class Application:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _answer(self, scope: Message, caller: "_Caller") -> Response:
-        try:
-            gateway, limits = await self._gateway()
-        except ConfigurationError as error:
-            return refusal(NotConfigured(error.settings))
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        path = scope["path"].rstrip("/") or "/"
+        try:
+            gateway, limits = await self._gateway()
+        except ConfigurationError as error:
+            # The process lives: to restart it would mend nothing.
+            answer = ok() if path == "/health/live" else refusal(NotConfigured(error.settings))
+            return identified(answer, request_id(headers, uuid.uuid4().hex))
         length = headers.get("content-length", "")
         announced = int(length) if length.isdecimal() else 0
         body = Body(caller.body(), limits, announced=announced)
-        path = scope["path"]
-        path = path.rstrip("/") or "/"
         return await gateway.handle(Request(scope["method"], path, headers, body))
 
     async def _gateway(self) -> tuple[Gateway, BodyLimits]:

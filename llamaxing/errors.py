@@ -141,7 +141,9 @@ class RequestTooLarge(GatewayError):
     code = "request_too_large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"The request body is larger than the {limit:,} bytes allowed here.")
+        super().__init__(
+            f"The request body is larger than the {limit} bytes that app_request_body_limit allows."
+        )
 
 
 class UnsupportedMediaType(GatewayError):

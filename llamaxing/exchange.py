@@ -1,7 +1,6 @@
 """One call: who, what, tried where, what came back. It is what a record is made of."""
 
 import time
-import uuid
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,12 +57,14 @@ class Kept:
 
 @dataclass(slots=True)
 class Exchange:
-    """Times are seconds since 1970 (UTC). `complete`: the caller was given the whole reply."""
+    """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
+    (UTC). `complete`: the caller was given the whole reply.
+    """
 
     endpoint: Endpoint
+    id: str
     request_id: str
     reply: Kept
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: float = field(default_factory=time.time)
     identity: Identity | None = None
     request: Buffer = b""

@@ -6,7 +6,6 @@ connection, and here that is the application itself.
 """
 
 import asyncio
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,7 +65,7 @@ def auth_level(environ: Mapping[str, str]) -> func.AuthLevel:
 
 
 def require_init_indexing(
-    environ: Mapping[str, str] = os.environ, version: Sequence[Any] = sys.version_info
+    environ: Mapping[str, str], version: Sequence[Any] = sys.version_info
 ) -> None:
     """Raises `ConfigurationError` where the worker would list the functions and answer none."""
     setting = "PYTHON_ENABLE_INIT_INDEXING"

@@ -55,7 +55,8 @@ class Gateway:
 
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
-        request_id = headers.request_id(request.headers, uuid.uuid4().hex)
+        made = uuid.uuid4().hex
+        request_id = headers.request_id(request.headers, made)
         log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
         found = endpoints.match(request.path)
         try:
@@ -63,7 +64,8 @@ class Gateway:
                 response = await self._pages.answer(request)
             else:
                 allow(request, found[0].methods)
-                response = await self._exchange(request, request_id, *found)
+                exchange = Exchange(found[0], made, request_id, Kept(self._recorder.copy_up_to))
+                response = await self._exchange(exchange, request, found[1])
         except GatewayError as error:
             response = refusal(error)
         except CallerGone:
@@ -71,21 +73,17 @@ class Gateway:
         except Exception:
             log.exception("request %s failed", request_id)
             response = refusal(InternalError())
-        response.headers.append((b"x-request-id", request_id.encode()))
-        return response
+        return identified(response, request_id)
 
     async def aclose(self) -> None:
         await self._forward.aclose()
         await self._recorder.aclose()
 
-    async def _exchange(
-        self, request: Request, request_id: str, endpoint: endpoints.Endpoint, named: str | None
-    ) -> Response:
-        exchange = Exchange(endpoint, request_id, Kept(self._recorder.copy_up_to))
+    async def _exchange(self, exchange: Exchange, request: Request, named: str | None) -> Response:
         try:
             answer = await self._answer(exchange, request, named)
         except GatewayError as error:
-            log.log(TEXTS, "%s refused: %s", request_id, ascii(str(error)))
+            log.log(TEXTS, "%s refused: %s", exchange.request_id, ascii(str(error)))
             return self._refused(exchange, error)
         except BaseException as error:
             gone = isinstance(error, asyncio.CancelledError | CallerGone)
@@ -158,6 +156,12 @@ def refusal(error: GatewayError) -> Response:
     head: Headers = [(b"content-type", b"application/json")]
     head += [(name.encode(), value.encode()) for name, value in error.headers.items()]
     return respond(error.status, error.body, head)
+
+
+def identified(response: Response, request_id: str) -> Response:
+    """The response with the id that the caller may ask about."""
+    response.headers.append((b"x-request-id", request_id.encode()))
+    return response
 
 
 def _require_json(request: Request) -> None:

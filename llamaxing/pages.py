@@ -35,7 +35,7 @@ class Pages:
             return _json(200, self._listing(await self._identify(request), wanted))
         if request.path in ("/health/live", "/health/ready"):
             allow(request, ("GET", "HEAD"))
-            return _json(200, {"status": "ok"})
+            return ok()
         if self._reference is not None and request.path == "/":
             allow(request, ("GET", "HEAD"))
             return _page(self._reference)
@@ -64,6 +64,11 @@ def respond(status: int, body: bytes, headers: Headers | None = None) -> Respons
     """A reply of our own; JSON unless `headers` name another content type."""
     head = headers or [(b"content-type", b"application/json")]
     return Response(status, [*head, (b"content-length", str(len(body)).encode())], _once(body))
+
+
+def ok() -> Response:
+    """All is well."""
+    return _json(200, {"status": "ok"})
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

@@ -103,8 +103,16 @@ async def test_callers_get_503_that_names_the_setting_and_no_file(
         assert error["code"] == "config_error"
         assert "models_source" in error["message"]
         assert str(tmp_path) not in reply.text
+        assert len(reply.headers["x-request-id"]) == 32
         assert reply.headers["retry-after"] == "5"
     assert caplog.text.count("cannot be read") == 1
+
+
+async def test_a_process_without_a_configuration_is_alive_and_not_ready(tmp_path: Path) -> None:
+    app = application({"MODELS_SOURCE": f"file:{tmp_path / 'no.json'}"})
+
+    assert (await get(app, "/health/live")).status_code == 200
+    assert (await get(app, "/health/ready")).status_code == 503
 
 
 async def test_fifty_first_calls_at_once_open_one_gateway(tmp_path: Path) -> None:

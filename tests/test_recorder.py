@@ -38,7 +38,7 @@ class Failing(Memory):
 
 
 def exchange() -> Exchange:
-    return Exchange(ENDPOINTS[0], "r", Kept(100))
+    return Exchange(ENDPOINTS[0], "e", "r", Kept(100))
 
 
 async def test_a_sink_that_fails_or_hangs_starves_no_other(
