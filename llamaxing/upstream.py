@@ -148,6 +148,7 @@ def _as_httpx(error: Exception) -> httpx.TransportError:
         (aiohttp.ClientConnectorError, httpx.ConnectError),
         (TimeoutError, httpx.ReadTimeout),
         (aiohttp.InvalidURL, httpx.UnsupportedProtocol),
+        (aiohttp.NonHttpUrlClientError, httpx.UnsupportedProtocol),
         (aiohttp.ClientPayloadError, httpx.RemoteProtocolError),
         (aiohttp.ClientResponseError, httpx.RemoteProtocolError),
     )

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,8 +82,10 @@ class Upstream:
     stays. Without any, a chat completion.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.journal: list[Asked] = []
+        self.connections = 0
+        self._tls = tls
         self._scripts: dict[str, deque[Reply]] = defaultdict(deque)
         self._arrived = asyncio.Condition()
         self._connections: set[asyncio.StreamWriter] = set()
@@ -90,7 +93,9 @@ class Upstream:
         self.written = 0
 
     async def __aenter__(self) -> "Upstream":
-        self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0, limit=2**26)
+        self._server = await asyncio.start_server(
+            self._connection, "127.0.0.1", 0, limit=2**26, ssl=self._tls
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -100,7 +105,8 @@ class Upstream:
             writer.transport.abort()
 
     def url(self, instance: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{instance}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}/{instance}"
 
     @property
     def asked(self) -> list[str]:
@@ -160,6 +166,7 @@ class Upstream:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
+        self.connections += 1
         used = False
         try:
             while (asked := await _read(reader)) is not None:
@@ -198,6 +205,10 @@ class Upstream:
     async def _send(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
         if reply.ends == "silent":
             await asyncio.Event().wait()
+        if reply.ends == "garbage":
+            writer.write(b"SSH-2.0-nothing to do with it\r\n\r\n")
+            writer.close()
+            return
         if reply.ends == "reset":
             writer.transport.abort()
             return
