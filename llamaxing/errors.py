@@ -21,6 +21,9 @@ CallerGone                    nobody is left to answer
 import json
 from collections.abc import Mapping, Sequence
 
+# Characters of a caller's own words that an error repeats.
+_SHOWN = 200
+
 
 class GatewayError(Exception):
     """Ends a call with `status` and a body that OpenAI's SDKs read.
@@ -115,14 +118,14 @@ class ModelNotFound(NotFound):
     param = "model"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model '{model}' does not exist here.")
+        super().__init__(f"The model '{model[:_SHOWN]}' does not exist here.")
 
 
 class UnknownURL(NotFound):
     code = "unknown_url"
 
     def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {method} {path}.")
+        super().__init__(f"Unknown request URL: {method} {path[:_SHOWN]}.")
 
 
 class MethodNotAllowed(GatewayError):
