@@ -1,6 +1,7 @@
 """The gateway from outside, in each way to run it: programs on sockets, real clients and models."""
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
+
 from llamaxing.settings import every_setting
 from tests.functions_host import Host
-from tests.services import PROJECT, cannot_be_had, free_port, until_answers
+from tests.services import PROJECT, cannot_be_had, free_port
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,17 @@ class Program:
 @asynccontextmanager
 async def uvicorn_shim(settings: Mapping[str, str], folder: Path) -> AsyncIterator[Program]:
     """`python -m llamaxing serve`, in `folder` and with these settings, until it is told to end."""
-    url, port = "http://127.0.0.1", free_port()
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "llamaxing", "serve", "--port", str(port), "--grace", "5"),
         cwd=folder,
         env={**_without_settings(os.environ), "PYTHONPATH": str(PROJECT), **settings},
     )
     try:
-        await until_answers(f"{url}:{port}/health/ready")
-        yield Program(f"{url}:{port}", server.pid)
+        async with asyncio.timeout(30):
+            await _until_ready(url, server)
+        yield Program(url, server.pid)
     finally:
         if server.returncode is None:
             server.terminate()
@@ -54,6 +59,16 @@ async def functions_app(settings: Mapping[str, str], folder: Path) -> AsyncItera
         yield host
     finally:
         await host.stop()
+
+
+async def _until_ready(url: str, server: asyncio.subprocess.Process) -> None:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
+        while True:
+            assert server.returncode is None, "the gateway ended at once: its last words say why"
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get("/health/ready")).status_code == 200:
+                    return
+            await asyncio.sleep(0.02)
 
 
 def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
