@@ -89,7 +89,7 @@ class Forwarder:
         try:
             async with asyncio.timeout_at(min(deadline, now + limit)):
                 response = await self._transport.handle_async_request(request)
-        except (TimeoutError, httpx.ReadTimeout) as error:
+        except TimeoutError as error:
             waited = asyncio.get_running_loop().time() - now
             failure = Failure(UpstreamTimeout(name, round(waited, 3)))
             if now + waited >= deadline:
@@ -115,7 +115,6 @@ class Forwarder:
         wanted = instance.edits(call.endpoint, call.model.id)
         changed = {name: value for name, value in wanted.items() if call.payload.get(name) != value}
         content = Content(call.payload.edited({**call.edits, **changed}))
-        idle = self._timeouts.idle if call.streamed else self._timeouts.total
         return httpx.Request(
             "POST",
             _url(instance.url(call.endpoint)),
@@ -128,10 +127,7 @@ class Forwarder:
             },
             stream=content,
             extensions={
-                "timeout": {
-                    "connect": self._timeouts.connect,
-                    "read": max(idle, self._timeouts.first_header, instance.timeout or 0),
-                }
+                "timeout": {"connect": self._timeouts.connect, "read": self._timeouts.idle}
             },
         )
 

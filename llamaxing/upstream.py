@@ -5,6 +5,7 @@ the errors, while httpx's own connection pool costs many times more under load. 
 `httpx.AsyncBaseTransport` can stand behind the door.
 """
 
+import asyncio
 import functools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ class Content(httpx.AsyncByteStream):
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """httpx's transport interface over one aiohttp session, opened on the loop that first asks.
 
-    Redirects are not followed and bodies are not decoded. Raises httpx.TransportError's kinds.
+    Redirects are not followed and bodies are not decoded. Of the request's timeouts, `connect`
+    holds for connecting and `read` for each piece of the body; how long to wait for the head is
+    the caller's to say. Raises httpx.TransportError's kinds.
     """
 
     def __init__(self, connections: int) -> None:
@@ -71,9 +74,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         content = request.stream
         data = content.in_one() if isinstance(content, Content) else await request.aread()
         timeout: dict[str, float | None] = request.extensions.get("timeout", {})
-        limits = aiohttp.ClientTimeout(
-            total=None, sock_connect=timeout.get("connect"), sock_read=timeout.get("read")
-        )
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout.get("connect"))
         url = URL(str(request.url), encoded=True)
         while True:
             trace: dict[str, bool] = {}
@@ -97,7 +98,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 raise _as_httpx(error) from error
             else:
                 return httpx.Response(
-                    answer.status, headers=list(answer.raw_headers), stream=_Chunks(answer)
+                    answer.status,
+                    headers=list(answer.raw_headers),
+                    stream=_Chunks(answer, timeout.get("read")),
                 )
 
     async def aclose(self) -> None:
@@ -119,15 +122,20 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
 
 class _Chunks(httpx.AsyncByteStream):
-    """A reply's bytes, each piece as soon as it is there."""
+    """A reply's bytes, each piece as soon as it is there; `idle` is the longest wait for one."""
 
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, idle: float | None) -> None:
         self._answer = answer
+        self._idle = idle
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self._next():
+            yield chunk
+
+    async def _next(self) -> bytes:
         try:
-            async for chunk in self._answer.content.iter_any():
-                yield chunk
+            async with asyncio.timeout(self._idle):
+                return await self._answer.content.readany()
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
             raise _as_httpx(error) from error
 

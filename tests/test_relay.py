@@ -148,7 +148,7 @@ async def test_a_silent_stream_is_broken_after_the_idle_timeout(
     upstream: Upstream, serve: Serve
 ) -> None:
     upstream.streams("i1", [chunk("Hel")], ends="silent-after")
-    gateway = await serve(UPSTREAM_IDLE_TIMEOUT="0.2", UPSTREAM_FIRST_HEADER_TIMEOUT="0.2")
+    gateway = await serve(UPSTREAM_IDLE_TIMEOUT="0.2")
 
     reply = await gateway.post(PATH, json=STREAM)
 
