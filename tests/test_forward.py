@@ -2,6 +2,7 @@
 
 import pytest
 
+from llamaxing import plugins
 from llamaxing.endpoints import ENDPOINTS
 from tests.conftest import Serve, Served, azure, model, openai
 from tests.fakes import CHAT, DONE, Upstream, chunk
@@ -271,6 +272,21 @@ async def test_openai_is_told_its_own_name_for_the_model_and_the_organization(
     assert asked.headers["authorization"] == "Bearer sk-i1"
     assert asked.headers["openai-organization"] == "org-ours"
     assert asked.json == {**CHAT, "model": "gpt-real"}
+
+
+@pytest.mark.parametrize("provider", plugins.names("providers"))
+async def test_every_provider_serves_a_whole_call_plain_and_streamed(
+    upstream: Upstream, serve: Serve, provider: str
+) -> None:
+    instance = {"azure": azure, "openai": openai}[provider](upstream, "i1")
+    upstream.replies("i1").streams("i1", [chunk("Hi"), DONE])
+    gateway = await serve([model(instance)])
+
+    plain = await gateway.post("/v1/chat/completions", json=CHAT)
+    streamed = await gateway.post("/v1/chat/completions", json={**CHAT, "stream": True})
+
+    assert plain.json()["choices"][0]["message"]["content"] == "Hi"
+    assert streamed.content == chunk("Hi") + DONE
 
 
 async def test_every_instance_gets_its_share(upstream: Upstream, serve: Serve) -> None:
