@@ -13,6 +13,7 @@ from typing import Any
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Response
 
+from llamaxing import settings
 from llamaxing.asgi import Application, Message, Receive, Send
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.errors import ConfigurationError
@@ -56,12 +57,10 @@ def auth_level(environ: Mapping[str, str]) -> func.AuthLevel:
 
     Raises `ConfigurationError` for another word than those.
     """
-    levels = {"anonymous": func.AuthLevel.ANONYMOUS, "function": func.AuthLevel.FUNCTION}
-    chosen = environ.get("FUNCTIONS_AUTH_LEVEL", "").lower() or "anonymous"
-    if chosen not in levels:
-        fault = f"functions_auth_level: {chosen!r} is not known; use 'anonymous' or 'function'"
-        raise ConfigurationError([fault], ["functions_auth_level"])
-    return levels[chosen]
+    chosen, faults = settings.read(settings.FunctionsSettings, environ)
+    if chosen is None:
+        raise ConfigurationError(faults, ["functions_auth_level"])
+    return func.AuthLevel[chosen.functions_auth_level.upper()]
 
 
 def require_init_indexing(

@@ -12,6 +12,21 @@ from llamaxing.document import fault_lines
 T = TypeVar("T", bound=BaseModel)
 
 
+class FunctionsSettings(BaseModel, frozen=True):
+    """What the Functions app has to know before there is a gateway."""
+
+    functions_auth_level: Literal["anonymous", "function"] = Field(
+        default="anonymous",
+        description="On Azure Functions: `anonymous`, or `function` to ask for a function key "
+        "besides.",
+    )
+
+    @field_validator("functions_auth_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: str) -> str:
+        return value.lower()
+
+
 class Settings(BaseModel, frozen=True):
     """What every gateway has; a plug-in adds `Options` of its own. Times are in seconds."""
 
@@ -79,11 +94,6 @@ class Settings(BaseModel, frozen=True):
     observability_client: Literal["none"] = Field(
         default="none", description="Where traces go: `none`."
     )
-    functions_auth_level: str = Field(
-        default="anonymous",
-        description="On Azure Functions: `anonymous`, or `function` to ask for a function key "
-        "besides.",
-    )
 
     @field_validator("auth_method")
     @classmethod
@@ -139,5 +149,9 @@ def _one_of(value: str, known: Sequence[str]) -> str:
 def every_setting() -> dict[str, Any]:
     """Each setting's name and its field, the plug-ins' own among them."""
     chosen = [(kind, name) for kind in ("auth", "sinks") for name in plugins.names(kind)]
-    schemas = [Settings, *(plugins.load(kind, name).Options for kind, name in chosen)]
+    schemas = [
+        Settings,
+        FunctionsSettings,
+        *(plugins.load(kind, name).Options for kind, name in chosen),
+    ]
     return {name: field for schema in schemas for name, field in schema.model_fields.items()}
