@@ -5,6 +5,7 @@ and joins the caller's own bytes.
 """
 
 import codecs
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from llamaxing.http import Buffer
 
 REMOVE: Any = object()
 
+# OpenAI's endpoints have some forty; each costs a hundred times its bytes, and is looked at often.
+_MOST_MEMBERS = 1000
+# What is read here are names, flags and metadata: whatever is large is only passed on.
+_READ_UP_TO = 256 * 1024
 # Above this, text is checked without an object being made of it: it may be a 20 MB image.
 _DECODE_UP_TO = 1024 * 1024
 _SPACE = rb"[ \t\n\r]*+"
@@ -34,7 +39,6 @@ class _Key:
         self.name = name
 
 
-_members = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda _, name: _Key(name))
 _value = msgspec.json.Decoder()
 
 
@@ -59,11 +63,21 @@ class Payload:
         return any(key.name == name for key in self._members)
 
     def get(self, name: str) -> Any:
-        """A member's value; None without it. Raises `InvalidJSON` for one that stands twice."""
+        """A member's value; None without it.
+
+        Raises `InvalidJSON` for one that stands twice, `InvalidType` for one that is very large.
+        """
         found = [raw for key, raw in self._members.items() if key.name == name]
         if len(found) > 1:
             raise InvalidJSON(f"The parameter '{name}' stands {len(found)} times in the body.")
-        return _value.decode(found[0]) if found else None
+        if not found:
+            return None
+        if memoryview(found[0]).nbytes > _READ_UP_TO:
+            raise InvalidType(
+                f"The parameter '{name}' is larger than the {_READ_UP_TO:,} bytes allowed here.",
+                name,
+            )
+        return _value.decode(found[0])
 
     def edited(self, edits: Mapping[str, Any]) -> Sequence[bytes | memoryview]:
         """The body in parts, with these members set, or gone where the value is `REMOVE`.
@@ -142,13 +156,24 @@ def _decode(body: Buffer) -> dict[_Key, msgspec.Raw]:
             _value.decode(body)
         else:
             _check_text(body)
-        return _members.decode(body)
+        return _members(body)
     except msgspec.ValidationError as error:
         if "`object`" in str(error):
             raise InvalidType("The body has to be a JSON object.") from error
         raise InvalidJSON(f"The body is not valid JSON: {error}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidJSON(f"The body is not valid JSON: {_reason(body, error)}.") from error
+
+
+def _members(body: Buffer) -> dict[_Key, msgspec.Raw]:
+    seen = itertools.count(1)
+
+    def key(_: type, name: str) -> _Key:
+        if next(seen) > _MOST_MEMBERS:
+            raise InvalidJSON(f"The body has more than the {_MOST_MEMBERS:,} members allowed here.")
+        return _Key(name)
+
+    return msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=key).decode(body)
 
 
 def _reason(body: Buffer, error: Exception) -> str:

@@ -177,6 +177,33 @@ async def test_a_body_of_20_mb_passes_and_memory_grows_by_less_than_twice_of_it(
     assert grown < len(body) + SOME < 2 * len(body)
 
 
+HOSTILE = {
+    "many members": b'{"model": "m"%b}' % (b', "a": 1' * (5 * MB // 2)),
+    "a name of 20 MB": b'{"model": "%b"}' % (b"A" * 20 * MB),
+    "metadata of 20 MB": b'{"model": "m", "observation_metadata": {"a": [0%b]}}'
+    % (b",0" * 10 * MB),
+}
+
+
+@on_linux
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+async def test_a_body_that_would_cost_many_times_its_size_is_refused_for_less_than_twice_of_it(
+    upstream: Upstream, tmp_path: Path, body: bytes
+) -> None:
+    settings = configure(tmp_path, [model(openai(upstream, "i1"))])
+    async with uvicorn_shim(settings, tmp_path) as gateway:
+        await warm(gateway)
+        before = memory(gateway, "VmRSS")
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=30, verify=False) as client:
+            reply = await client.post(PATH, content=body)
+            await client.post(PATH, json=CHAT)
+        grown = memory(gateway, "VmHWM") - before
+
+    assert reply.status_code == 400
+    assert len(reply.content) < 1000
+    assert grown < len(body) + SOME < 2 * len(body)
+
+
 EDITS = {
     "untouched": (b'{"model": "m", ', b'{"model": "m", '),
     "alias": (b'{"model": "alias", ', b'{"model": "m", '),
