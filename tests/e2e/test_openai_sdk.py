@@ -19,7 +19,7 @@ from tests.e2e import Program, functions_app, uvicorn_shim
 from tests.fakes import DONE, Upstream, chunk
 from tests.functions_host import Host
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 local_model = services.local_model
 KEY = "sk-of-a-caller"
@@ -27,7 +27,7 @@ WAYS = {"uvicorn": uvicorn_shim, "functions": functions_app}
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 CHAT: dict[str, Any] = {"model": "smollm2", "messages": MESSAGES, "max_tokens": 8}
-TEXT: dict[str, Any] = {"model": "smollm2", "prompt": "Once upon a", "max_tokens": 8}
+TEXT: dict[str, Any] = {"model": "smollm2", "prompt": "Once upon a", "max_tokens": 4}
 EMBED: dict[str, Any] = {"model": "smollm2-embed", "input": ["a llama", "a gateway"]}
 
 # What decoding and encoding again would change.
@@ -51,7 +51,7 @@ EVENTS = [
 STREAMS = {"done": [*EVENTS, DONE, b": after all\n\n"], "never-done": EVENTS}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def upstream() -> AsyncIterator[Upstream]:
     """Answers each of its models always in the same way, and keeps what it was sent."""
     async with Upstream() as server:
@@ -64,7 +64,7 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield server
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS)
+@pytest_asyncio.fixture(scope="package", loop_scope="package", params=WAYS)
 async def gateway(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -125,10 +125,14 @@ def _body(asked: Any, read: str) -> tuple[bytes, bytes]:
 
 
 CLIENTS = [openai.OpenAI, openai.AsyncOpenAI, openai.AzureOpenAI, openai.AsyncAzureOpenAI]
+# Where Azure's would only make the small model work once more.
+not_azure = pytest.mark.parametrize(
+    "sdk", CLIENTS[:2], indirect=True, ids=lambda client: client.__name__
+)
 
 
 @pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=CLIENTS, ids=lambda client: client.__name__
+    scope="module", loop_scope="package", params=CLIENTS, ids=lambda client: client.__name__
 )
 async def sdk(request: pytest.FixtureRequest, gateway: Program | Host) -> AsyncIterator[SDK]:
     where = {"base_url": f"{gateway.url}/v1"}
@@ -176,13 +180,15 @@ async def test_chat_streamed_by_an_alias(sdk: SDK) -> None:
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
 
 
+@not_azure
 async def test_completion(sdk: SDK) -> None:
     completion = await sdk(lambda client: client.completions.create(**TEXT))
 
     assert completion.choices[0].text
-    assert 0 < completion.usage.completion_tokens <= 8
+    assert 0 < completion.usage.completion_tokens <= 4
 
 
+@not_azure
 async def test_completion_streamed(sdk: SDK) -> None:
     chunks = await sdk(lambda client: client.completions.create(**TEXT, stream=True))
 
@@ -190,6 +196,7 @@ async def test_completion_streamed(sdk: SDK) -> None:
     assert len(chunks) > 2
 
 
+@not_azure
 async def test_embeddings_packed_as_the_client_asks_for_them_and_as_numbers(sdk: SDK) -> None:
     packed = await sdk(lambda client: client.embeddings.create(**EMBED))
     numbers = await sdk(lambda client: client.embeddings.create(**EMBED, encoding_format="float"))
@@ -221,7 +228,7 @@ async def test_a_model_is_retrieved_by_its_name_or_an_alias(sdk: SDK, name: str)
 async def test_a_reply_names_its_request(sdk: SDK) -> None:
     raw = await sdk(
         lambda client: client.chat.completions.with_raw_response.create(
-            **{**CHAT, "max_tokens": 1}, extra_headers={"x-request-id": "one-of-mine"}
+            model="odd", messages=MESSAGES, extra_headers={"x-request-id": "one-of-mine"}
         )
     )
 
