@@ -9,18 +9,17 @@ from llamaxing import functions
 from llamaxing.build import application
 
 functions.require_init_indexing(os.environ)
+functions.silence_access_log()
 app = func.FunctionApp(http_auth_level=functions.auth_level(os.environ))
 gateway = application()
 
 
+async def call(req: Request, context: func.Context) -> Response:
+    return functions.Passthrough(gateway, context.invocation_id)
+
+
 def serve(name: str, route: str, level: func.AuthLevel | None = None) -> None:
     """One function: the platform shows its name, and routes to it."""
-
-    async def call(req: Request, context: func.Context) -> Response:
-        return functions.Passthrough(gateway, context.invocation_id)
-
-    # The function's own name, from which the worker tells them apart.
-    call.__name__ = name
     function = app.function_name(name)
     function(app.route(route, methods=functions.METHODS, auth_level=level)(call))
 

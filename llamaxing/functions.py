@@ -6,8 +6,10 @@ connection, and here that is the application itself.
 """
 
 import asyncio
+import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import azure.functions as func
@@ -33,7 +35,11 @@ ROUTES = {
     **{endpoint.name: endpoint.path for endpoint in ENDPOINTS},
 }
 
+# What ASGI says of a request. The worker's server adds what its own routing needs.
+_ASGI = {"type", "asgi", "http_version", "scheme", "method", "path", "raw_path", "root_path"}
+_ASGI |= {"query_string", "headers", "client", "server"}
 _INVOCATION = "__azure_function_invocation_id__"
+# What the worker takes for a yes.
 _TRUE = ("1", "true", "t", "yes", "y")
 
 
@@ -49,15 +55,18 @@ class Passthrough(Response):  # type: ignore[misc]
         # The worker's log handler reads it off the task; this one belongs to the HTTP server, which
         # knows nothing of invocations.
         setattr(asyncio.current_task(), _INVOCATION, self._invocation_id)
-        await self._application(scope, receive, send)
+        plain = {name: value for name, value in scope.items() if name in _ASGI}
+        await self._application(plain, receive, send)
 
 
-def auth_level(environ: Mapping[str, str]) -> func.AuthLevel:
+def auth_level(environ: Mapping[str, str], folder: Path | None = None) -> func.AuthLevel:
     """What the host asks for before it lets a request in: nothing, or a function key.
 
-    Raises `ConfigurationError` for another word than those.
+    `.env` in the folder counts as it does for the other settings. Raises `ConfigurationError` for
+    another word than those.
     """
-    chosen, faults = settings.read(settings.FunctionsSettings, environ)
+    given = settings.environment(environ, folder or Path.cwd())
+    chosen, faults = settings.read(settings.FunctionsSettings, given)
     if chosen is None:
         raise ConfigurationError(faults, ["functions_auth_level"])
     return func.AuthLevel[chosen.functions_auth_level.upper()]
@@ -68,8 +77,15 @@ def require_init_indexing(
 ) -> None:
     """Raises `ConfigurationError` where the worker would list the functions and answer none."""
     setting = "PYTHON_ENABLE_INIT_INDEXING"
-    if tuple(version[:2]) < (3, 13) and environ.get(setting, "").lower() not in _TRUE:
+    chosen = environ.get(setting, "").strip().lower()
+    if tuple(version[:2]) < (3, 13) and chosen not in _TRUE:
         raise ConfigurationError(
             [f"{setting} has to be 1: without it the worker starts and leaves requests unanswered"],
             [setting],
         )
+
+
+def silence_access_log() -> None:
+    """The worker's server would log each call with its query, where a function key may stand."""
+    # Its start, which comes later, resets levels and handlers but leaves a filter in place.
+    logging.getLogger("uvicorn.access").addFilter(lambda _: False)

@@ -82,6 +82,7 @@ async def worker(app_dir: str, control: str) -> None:
 
     async def invoke(id: str, function_id: str, parameter: str) -> None:
         setattr(asyncio.current_task(), INVOCATION, id)
+        _WithInvocation.latest = id
         nothing = SimpleNamespace(bytes=None, WhichOneof=lambda _: None)
         http = SimpleNamespace(method="", url="", headers={}, query={}, params={}, body=nothing)
         data = SimpleNamespace(http=http, WhichOneof=lambda _: "http")
@@ -124,8 +125,8 @@ async def worker(app_dir: str, control: str) -> None:
         task.add_done_callback(tasks.discard)
 
 
-# As in the real worker: a task carries its invocation's id, hands it to the tasks it makes, and
-# the log handler reads it from the task that logs.
+# As in the real worker: a task carries its invocation's id and hands it to the tasks it makes. The
+# log handler reads it from the task that logs; where that has none, it takes the latest of all.
 INVOCATION = "__azure_function_invocation_id__"
 
 
@@ -141,11 +142,14 @@ def _inheriting(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) ->
 
 
 class _WithInvocation(logging.Formatter):
+    latest: str | None = None
+
     def format(self, record: logging.LogRecord) -> str:
         task = None
         with contextlib.suppress(RuntimeError):
             task = asyncio.current_task()
-        return f"[{getattr(task, INVOCATION, None)}] {super().format(record)}"
+        id = getattr(task, INVOCATION, None) or self.latest
+        return f"[{id}] {super().format(record)}"
 
 
 # The host's side
@@ -157,6 +161,8 @@ class Invocation:
 
     id: str
     function: str
+    request: Mapping[str, str]
+    """The headers of the call."""
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     ok: bool | None = None
 
@@ -192,9 +198,14 @@ class Host:
         self.app_dir, self.env, self.key, self._port = Path(app_dir).resolve(), dict(env), key, port
         self.invocations: dict[str, Invocation] = {}
 
+    @property
+    def pending(self) -> list[Invocation]:
+        """Those that the worker has not answered yet."""
+        return [it for it in self.invocations.values() if not it.answered.is_set()]
+
     async def settled(self) -> None:
         """Returns when no invocation is pending: one that is never answered hangs here."""
-        for invocation in list(self.invocations.values()):
+        for invocation in self.pending:
             await invocation.answered.wait()
 
     @property
@@ -291,7 +302,8 @@ class Host:
         return self.key.encode() in given
 
     async def _forward(self, route: Route, scope: Any, receive: Any, send: Any) -> None:
-        invocation = Invocation(str(uuid.uuid4()), route.name)
+        said = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        invocation = Invocation(str(uuid.uuid4()), route.name, said)
         self.invocations[invocation.id] = invocation
         headers = [(k, v) for k, v in scope["headers"] if k not in HOP_BY_HOP]
         headers.append((b"x-ms-invocation-id", invocation.id.encode()))
@@ -309,7 +321,8 @@ class Host:
         leaving.cancel()
         if not forwarding.done():
             forwarding.cancel()
-        with contextlib.suppress(asyncio.CancelledError, httpx.TransportError):
+        # ConnectionError: what the body raises for a caller who left within it.
+        with contextlib.suppress(asyncio.CancelledError, httpx.TransportError, ConnectionError):
             await forwarding
 
     async def _relay(self, request: httpx.Request, send: Any) -> None:
@@ -373,7 +386,10 @@ async def main() -> None:
     options.add_argument("app_dir")
     options.add_argument("--port", type=int, default=7071)
     wanted = options.parse_args()
-    host = await Host(wanted.app_dir, env=os.environ, port=wanted.port).start()
+    file = Path(wanted.app_dir) / "local.settings.json"
+    settings = json.loads(file.read_text())["Values"] if file.exists() else {}
+    # As with Core Tools, the environment wins over the file.
+    host = await Host(wanted.app_dir, env={**settings, **os.environ}, port=wanted.port).start()
     sys.stdout.write(f"{host.url}: {', '.join(sorted(route.template for route in host.routes))}\n")
     try:
         await asyncio.Event().wait()

@@ -8,8 +8,9 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import azure.functions as func
 import httpx
 import pytest
 
@@ -96,9 +97,13 @@ async def test_three_hundred_streams_at_once_are_all_whole_and_recorded(
     upstream: Upstream, host: Host, client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     chunks = [chunk(f"piece {n}") for n in range(20)] + [DONE]
-    upstream.streams("i1", chunks)
+    sending = upstream.streams("i1", chunks, lock_step=True)
 
-    replies = await asyncio.gather(*(client.post(PATH, json=STREAM) for _ in range(300)))
+    calls = [asyncio.create_task(client.post(PATH, json=STREAM)) for _ in range(300)]
+    await upstream.request(299)
+    for _ in range(300 * len(chunks)):
+        sending.release()
+    replies = await asyncio.gather(*calls)
 
     assert {reply.content for reply in replies} == {b"".join(chunks)}
     records = await recorded(tmp_path, 300)
@@ -117,7 +122,25 @@ async def test_log_lines_of_concurrent_calls_carry_their_own_invocations_id(
 
     lines = re.findall(r"\[(\S+)\] chat_completions 200 .* id=(r-\d+) ", host.log)
     assert len({request for _, request in lines}) == 40
-    assert {invocation for invocation, _ in lines} == set(host.invocations)
+    for invocation, request in lines:
+        assert host.invocations[invocation].request["x-request-id"] == request
+
+
+async def test_a_caller_who_leaves_within_the_request_is_recorded(
+    host: Host, tmp_path: Path
+) -> None:
+    url = httpx.URL(host.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(f"POST {PATH} HTTP/1.1\r\nhost: {url.host}\r\n".encode())
+    writer.write(b"content-type: application/json\r\ncontent-length: 1000\r\n\r\n{")
+    while not host.invocations:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await host.settled()
+
+    writer.close()
+
+    [record] = await recorded(tmp_path, 1)
+    assert (record["status"], record["error"]) == (499, "caller_hung_up")
 
 
 async def test_every_path_that_the_gateway_serves_is_routed_to_it(
@@ -130,6 +153,8 @@ async def test_every_path_that_the_gateway_serves_is_routed_to_it(
         for endpoint in ENDPOINTS:
             reply = await client.post(prefix + endpoint.path, json=CHAT)
             assert reply.status_code == 200, prefix + endpoint.path
+    # What another method gets is ours to say: the platform leaves an unlisted one unanswered.
+    assert all(route.methods == set(functions.METHODS) for route in host.routes)
     await host.settled()
 
 
@@ -138,6 +163,12 @@ async def test_another_method_gets_our_answer(client: httpx.AsyncClient, method:
     reply = await client.request(method, PATH)
 
     assert (reply.status_code, reply.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+async def test_head_gets_our_answer_without_its_body(client: httpx.AsyncClient) -> None:
+    reply = await client.head(PATH)
+
+    assert (reply.status_code, reply.headers["allow"], reply.content) == (405, "POST", b"")
 
 
 async def test_a_configuration_that_cannot_be_read_is_503_and_no_invocation_is_left_pending(
@@ -156,21 +187,35 @@ async def test_a_configuration_that_cannot_be_read_is_503_and_no_invocation_is_l
         await host.stop()
 
 
+BEFORE_A_REPLY = ""
+WITHIN_A_REPLY = """
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"some", "more_body": True})
+"""
+
+
+@pytest.mark.parametrize("until_then", [BEFORE_A_REPLY, WITHIN_A_REPLY], ids=["before", "within"])
 async def test_an_exception_in_the_application_leaves_no_invocation_pending(
-    tmp_path: Path, upstream: Upstream
+    tmp_path: Path, upstream: Upstream, until_then: str
 ) -> None:
     app = tmp_path / "app"
     shutil.copytree(ROOT / "llamaxing", app / "llamaxing")
     for name in ("function_app.py", "host.json"):
         shutil.copy(ROOT / name, app)
     with (app / "function_app.py").open("a") as file:
-        file.write("\nasync def gateway(scope, receive, send):\n    raise RuntimeError('broken')\n")
+        file.write("\nasync def gateway(scope, receive, send):\n    pass\n" + until_then)
+        file.write("    raise RuntimeError('broken')\n")
     host = await Host(app, env=environment(tmp_path, upstream)).start()
     try:
         async with httpx.AsyncClient(base_url=host.url, verify=False) as client:
-            reply = await client.post(PATH, json=CHAT)
+            if until_then:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await client.post(PATH, json=CHAT)
+            else:
+                reply = await client.post(PATH, json=CHAT)
+                assert (reply.status_code, reply.text) == (500, "Internal Server Error")
 
-        assert reply.status_code == 500
+        assert len(host.invocations) == 1
         await host.settled()
     finally:
         await host.stop()
@@ -179,14 +224,16 @@ async def test_an_exception_in_the_application_leaves_no_invocation_pending(
 async def test_a_function_key_is_asked_for_by_a_setting_and_goes_no_further(
     tmp_path: Path, upstream: Upstream
 ) -> None:
+    upstream.streams("i1", [DONE])
     environ = environment(tmp_path, upstream, FUNCTIONS_AUTH_LEVEL="Function")
     host = await Host(ROOT, env=environ, key="host-key").start()
     try:
         async with httpx.AsyncClient(base_url=host.url, verify=False) as client:
-            without = await client.post(PATH, json=CHAT)
-            header = await client.post(PATH, json=CHAT, headers={"x-functions-key": "host-key"})
-            query = await client.post(f"{PATH}?code=host-key", json=CHAT)
+            without = await client.post(PATH, json=STREAM)
+            header = await client.post(PATH, json=STREAM, headers={"x-functions-key": "host-key"})
+            query = await client.post(f"{PATH}?code=host-key", json=STREAM)
             probe = await client.get("/health/live")
+        log = host.log
     finally:
         await host.stop()
 
@@ -194,11 +241,60 @@ async def test_a_function_key_is_asked_for_by_a_setting_and_goes_no_further(
     assert statuses == [401, 200, 200, 200]
     assert len(upstream.journal) == 2
     assert all("host-key" not in f"{asked.path} {asked.headers}" for asked in upstream.journal)
+    # Nor into the log, where the worker's server would write each call with its query.
+    assert log.count("chat_completions 200") == 2
+    assert "host-key" not in log
 
 
 async def test_an_unknown_auth_level_is_refused_with_the_values_there_are() -> None:
     with pytest.raises(ConfigurationError, match="should be 'anonymous' or 'function'"):
         functions.auth_level({"FUNCTIONS_AUTH_LEVEL": "admin"})
+
+
+async def test_the_auth_level_of_a_file_counts_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("functions_auth_level=function\n")
+
+    assert functions.auth_level({}, tmp_path) == func.AuthLevel.FUNCTION
+
+
+async def test_the_sample_of_local_settings_starts_a_gateway(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    sample = json.loads((ROOT / "local.settings.sample.json").read_text())["Values"]
+    configure(tmp_path, [model(openai(upstream, "i1"))], [{"id": "a", "auth_key": "key"}])
+    shutil.copytree(ROOT / "llamaxing", tmp_path / "llamaxing")
+    for name in ("function_app.py", "host.json"):
+        shutil.copy(ROOT / name, tmp_path)
+    host = await Host(tmp_path, env=sample).start()
+    try:
+        async with httpx.AsyncClient(base_url=host.url, verify=False) as client:
+            without = await client.post(PATH, json=CHAT)
+            with_key = await client.post(PATH, json=CHAT, headers={"api-key": "key"})
+    finally:
+        await host.stop()
+
+    assert [without.status_code, with_key.status_code] == [401, 200]
+
+
+async def test_the_application_gets_a_plain_scope_in_a_task_with_the_invocations_id() -> None:
+    scope = {"type": "http", "path": "/v1/models", "headers": [], "app": "theirs", "router": "too"}
+    seen: dict[str, Any] = {}
+
+    async def application(scope: Any, *_: Any) -> None:
+        task = asyncio.current_task()
+        seen.update(scope=scope, id=getattr(task, "__azure_function_invocation_id__", None))
+
+    await functions.Passthrough(cast(Any, application), "i-1")(
+        scope, cast(Any, None), cast(Any, None)
+    )
+
+    plain = {"type": "http", "path": "/v1/models", "headers": []}
+    assert seen == {"scope": plain, "id": "i-1"}
+
+
+@pytest.mark.parametrize("value", ["1", "True", " yes "])
+def test_init_indexing_may_be_asked_for_in_the_workers_own_words(value: str) -> None:
+    functions.require_init_indexing({"PYTHON_ENABLE_INIT_INDEXING": value}, (3, 11))
 
 
 @pytest.mark.parametrize("value", [{}, {"PYTHON_ENABLE_INIT_INDEXING": "0"}])
