@@ -30,8 +30,10 @@ def main() -> int:
     try:
         asyncio.run(_check())
     except ConfigurationError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        # What is only away may come back: until then every call is told, and it is looked again.
+        if not error.heals:
+            sys.stderr.write(f"{error}\n")
+            return 1
     _serve(wanted)
     return 0
 
@@ -39,8 +41,8 @@ def main() -> int:
 async def _check() -> None:
     """Before a server is started, whose workers would be started again and again."""
     log.addHandler(logging.NullHandler())
-    gateway, _ = await Build(settings.environment(os.environ, Path.cwd())).gateway()
-    await gateway.aclose()
+    built = await Build(settings.environment(os.environ, Path.cwd())).all()
+    await built.gateway.aclose()
 
 
 def _serve(wanted: argparse.Namespace) -> None:

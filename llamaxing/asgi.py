@@ -87,6 +87,9 @@ class Application:
     async def _gateway(self) -> tuple[Gateway, BodyLimits]:
         if self._opened is not None:
             return self._opened
+        if self._fault is not None and self._lock.locked():
+            # Somebody looks whether it is mended: nobody else waits for that.
+            raise self._fault.with_traceback(None)
         async with self._lock:
             now = asyncio.get_running_loop().time()
             if self._fault is not None and now < self._fault_until:
@@ -106,8 +109,9 @@ class Application:
         try:
             await self._gateway()
         except ConfigurationError as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
+            if not error.heals:
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         if self._opened is not None:

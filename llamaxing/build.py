@@ -1,18 +1,23 @@
 """The composition root: reads the settings, and puts the gateway together from what they name."""
 
+import functools
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from pydantic import BaseModel
 
-from llamaxing import plugins, settings
+from llamaxing import plugins, safety, settings
 from llamaxing.asgi import Application
 from llamaxing.auth import Authenticator
-from llamaxing.catalog import Catalog, read_models
+from llamaxing.catalog import Catalog, Model, model_schema, read_models
+from llamaxing.configuration import Live, Watch
+from llamaxing.copies import Copies, default_folder
 from llamaxing.errors import ConfigurationError
 from llamaxing.forward import Forwarder
 from llamaxing.gateway import Gateway
@@ -24,10 +29,10 @@ from llamaxing.reference import Reference
 from llamaxing.selection import Selector
 from llamaxing.settings import Settings
 from llamaxing.sinks import Sink
-from llamaxing.sources import Source
 from llamaxing.upstream import AiohttpTransport, Timeouts
 
 T = TypeVar("T", bound=BaseModel)
+V = TypeVar("V")
 
 # Azure's front end gives up after 230 s without a byte.
 _LONGEST_ON_AZURE = 220.0
@@ -38,9 +43,20 @@ def application(environ: Mapping[str, str] | None = None) -> Application:
 
     async def open_gateway() -> tuple[Gateway, BodyLimits]:
         given = os.environ if environ is None else environ
-        return await Build(settings.environment(given, Path.cwd())).gateway()
+        built = await Build(settings.environment(given, Path.cwd())).all()
+        return built.gateway, BodyLimits(built.settings.app_request_body_limit)
 
     return Application(open_gateway)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A gateway, which closes what is beside it here, and what it was made of."""
+
+    gateway: Gateway
+    live: Live
+    forward: Forwarder
+    settings: Settings
 
 
 class Build:
@@ -48,101 +64,128 @@ class Build:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._faults: list[str] = []
-        self._settings: list[str] = []
+        self._errors: list[ConfigurationError] = []
         # Present on the platform only: Core Tools do not set it.
         self._on_azure = "WEBSITE_INSTANCE_ID" in environ
 
-    async def gateway(self) -> tuple[Gateway, BodyLimits]:
+    async def all(self) -> Built:
         """Raises `ConfigurationError` with every fault there is."""
         chosen = self._read(Settings)
         if chosen is None:
-            raise ConfigurationError(self._faults, self._settings)
+            raise ConfigurationError.all(self._errors)
         log.setLevel(LEVELS[chosen.debug_level])
+        transport = AiohttpTransport(chosen.upstream_connections)
+        try:
+            return await self._all(chosen, transport)
+        except BaseException:
+            await transport.aclose()
+            raise
+
+    async def _all(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
+        # No proxy is asked for, as with upstreams; what serves them serves this too.
+        web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
+        surroundings = plugins.Surroundings(self._environ, web)
         self._check(chosen)
-        catalog = await self._catalog(chosen)
-        identities = await self._identities(chosen)
-        authenticator = self._authenticator(chosen, identities)
+        live = self._live(chosen, surroundings)
+        authenticator = self._authenticator(chosen)
         sinks = self._sinks(chosen)
-        if self._faults:
-            raise ConfigurationError(self._faults, self._settings)
+        try:
+            if live:
+                await live.start()
+        except ConfigurationError as error:
+            self._errors.append(error)
+        if self._errors or live is None:
+            raise ConfigurationError.all(self._errors)
+        forward = Forwarder(
+            transport,
+            Selector(random.Random()),
+            self._timeouts(chosen),
+            chosen.upstream_attempts,
+        )
         gateway = Gateway(
-            catalog,
+            live,
             [authenticator],
-            Forwarder(
-                AiohttpTransport(chosen.upstream_connections),
-                Selector(random.Random()),
-                self._timeouts(chosen),
-                chosen.upstream_attempts,
-            ),
+            forward,
             Recorder(sinks, copy_up_to=chosen.logging_copy_limit),
             chosen.app_name,
             Reference(chosen.app_name) if chosen.app_page else None,
         )
-        return gateway, BodyLimits(chosen.app_request_body_limit)
+        return Built(gateway, live, forward, chosen)
 
     def _read(self, schema: type[T]) -> T | None:
         found, faults = settings.read(schema, self._environ)
-        self._faults += faults
-        self._settings += [fault.partition(":")[0] for fault in faults]
+        if faults:
+            names = [fault.partition(":")[0] for fault in faults]
+            self._errors.append(ConfigurationError(faults, names))
         return found
 
     def _fault(self, setting: str, what: str) -> None:
-        self._faults.append(f"{setting}: {what}")
-        self._settings.append(setting)
+        self._errors.append(ConfigurationError([f"{setting}: {what}"], [setting]))
 
     def _check(self, chosen: Settings) -> None:
-        if chosen.debug_level == len(LEVELS) - 1:
-            log.warning("debug_level is 3: the log holds the credentials of callers")
-        if chosen.auth_method == "none":
-            if self._on_azure and not chosen.auth_none_on_azure:
-                self._fault(
-                    "auth_method",
-                    "'none' would let everybody in; choose another, or set auth_none_on_azure=true",
-                )
-            log.warning("auth_method is none: everybody who reaches this gateway may use it")
-        elif chosen.identity_store == "none":
+        try:
+            safety.check_settings(chosen, self._on_azure)
+        except ConfigurationError as error:
+            self._errors.append(error)
+        if chosen.auth_method != "none" and _identities_source(chosen) is None:
             self._fault(
-                "identity_store", f"auth_method={chosen.auth_method} needs identity_store=json"
+                "identity_store",
+                f"auth_method={chosen.auth_method} needs identities; set identity_store=json, or "
+                "identities_source",
             )
 
-    async def _catalog(self, chosen: Settings) -> Catalog | Any:
-        source = _source(chosen.models_source)
-        providers = {name: plugins.load("providers", name) for name in plugins.names("providers")}
-        raw = await self._bytes(source, "models_source")
-        if raw is None:
+    def _live(self, chosen: Settings, surroundings: plugins.Surroundings) -> Live | None:
+        copies = Copies(_folder(chosen))
+        found = _identities_source(chosen)
+        # Both are looked at, so that the faults of both are told.
+        models = self._watch(
+            "models_source", chosen.models_source, self._models, surroundings, copies
+        )
+        identities = found and self._watch(*found, self._identities, surroundings, copies)
+        if models is None or (found and not identities):
+            return None
+        return Live(models, identities, chosen.configuration_reload_interval)
+
+    def _watch(
+        self,
+        setting: str,
+        value: str,
+        parse: Callable[[bytes, str, str], V],
+        surroundings: plugins.Surroundings,
+        copies: Copies,
+    ) -> Watch[V] | None:
+        kind, _, where = value.partition(":")
+        plugin = plugins.load("sources", kind)
+        options = self._read(plugin.Options)
+        if options is None:
             return None
         try:
-            return read_models(raw, source.name, "models_source", providers, self._environ)
-        except ConfigurationError as error:
-            self._take(error)
+            source = plugin(where, options, surroundings)
+        except ValueError as error:
+            self._fault(setting, str(error))
             return None
+        return Watch(source, setting, lambda raw: parse(raw, source.name, setting), copies)
 
-    async def _identities(self, chosen: Settings) -> Identities:
-        if chosen.identity_store == "none":
-            return Identities()
-        setting = "identity_store_json_filename"
-        source = _source(f"file:{chosen.identity_store_json_filename}")
-        raw = await self._bytes(source, setting)
-        if raw is None:
-            return Identities()
-        try:
-            return read_identities(raw, source.name, setting)
-        except ConfigurationError as error:
-            self._take(error)
-            return Identities()
+    def _models(self, raw: bytes, name: str, setting: str) -> Catalog:
+        catalog = read_models(raw, name, setting, self._schema, self._environ)
+        safety.check_models(catalog)
+        return catalog
 
-    async def _bytes(self, source: Source, setting: str) -> bytes | None:
-        try:
-            return await source.read()
-        except OSError as error:
-            self._fault(setting, f"{source.name} cannot be read: {error.strerror or error}")
-            return None
+    @functools.cached_property
+    def _schema(self) -> type[Model]:
+        return model_schema(
+            {name: plugins.load("providers", name) for name in plugins.names("providers")}
+        )
 
-    def _authenticator(self, chosen: Settings, identities: Identities) -> Authenticator | Any:
+    def _identities(self, raw: bytes, name: str, setting: str) -> Identities:
+        identities = read_identities(raw, name, setting, self._environ)
+        safety.check_identities(identities, setting, self._on_azure)
+        return identities
+
+    def _authenticator(self, chosen: Settings) -> Authenticator | Any:
         method = plugins.load("auth", chosen.auth_method)
         options = self._read(method.Options)
-        return options and method(options, identities, lambda: datetime.now(UTC))
+        return options and method(options, lambda: datetime.now(UTC))
 
     def _sinks(self, chosen: Settings) -> list[Sink]:
         if chosen.logging_client == "none":
@@ -166,12 +209,17 @@ class Build:
             idle=chosen.upstream_idle_timeout,
         )
 
-    def _take(self, error: ConfigurationError) -> None:
-        self._faults += error.faults
-        self._settings += error.settings
+
+def _identities_source(chosen: Settings) -> tuple[str, str] | None:
+    """The setting that says where they are, and what it says; None without identities."""
+    if chosen.identities_source:
+        return "identities_source", chosen.identities_source
+    if chosen.identity_store == "none":
+        return None
+    return "identity_store_json_filename", f"file:{chosen.identity_store_json_filename}"
 
 
-def _source(setting: str) -> Source:
-    kind, _, where = setting.partition(":")
-    source: Source = plugins.load("sources", kind)(where)
-    return source
+def _folder(chosen: Settings) -> Path | None:
+    if chosen.configuration_copies == "none":
+        return None
+    return Path(chosen.configuration_copies) if chosen.configuration_copies else default_folder()

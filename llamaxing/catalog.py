@@ -1,19 +1,30 @@
 """models.json: which models there are, and where each runs."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny
+from pydantic import AfterValidator, Field, WithJsonSchema, create_model
 
-from llamaxing.document import Document, Strict
+from llamaxing.document import Document, Strict, either
 from llamaxing.endpoints import ENDPOINTS, Endpoint
 from llamaxing.errors import ConfigurationError, ModelNotAllowed, ModelNotFound, NotForThisEndpoint
 from llamaxing.identity import Identity
 from llamaxing.providers import Instance
 
 _CAPABILITIES = [endpoint.name for endpoint in ENDPOINTS]
-_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+def _capability(name: str) -> str:
+    if name not in _CAPABILITIES:
+        raise ValueError(f"{name!r} is not a capability; use {either(_CAPABILITIES)}")
+    return name
+
+
+Capability = Annotated[
+    str, AfterValidator(_capability), WithJsonSchema({"type": "string", "enum": _CAPABILITIES})
+]
 
 
 class Model(Strict):
@@ -21,20 +32,31 @@ class Model(Strict):
 
     id: str = Field(min_length=1)
     aliases: tuple[str, ...] = ()
-    capabilities: tuple[str, ...] = Field(min_length=1)
-    instances: tuple[SerializeAsAny[Instance], ...] = Field(min_length=1)
+    capabilities: tuple[Capability, ...] = Field(min_length=1)
+    instances: tuple[Instance, ...] = Field(min_length=1)
 
     @property
     def names(self) -> Sequence[str]:
         return (self.id, *self.aliases)
 
 
+def model_schema(providers: Mapping[str, type[Instance]]) -> type[Model]:
+    """`Model` as models.json has it: each of its instances is one of a provider's."""
+    instance: Any = Annotated[reduce(or_, providers.values()), Field(discriminator="provider")]
+    return create_model(
+        "Model",
+        __base__=Model,
+        __doc__=Model.__doc__,
+        instances=(tuple[instance, ...], Field(min_length=1)),
+    )
+
+
 class Catalog:
     """Every model that is served."""
 
     def __init__(self, models: Iterable[Model]) -> None:
-        self._models = tuple(models)
-        self._by_name = {name: model for model in self._models for name in model.names}
+        self.models = tuple(models)
+        self._by_name = {name: model for model in self.models for name in model.names}
 
     def find(self, name: str, endpoint: Endpoint, identity: Identity) -> Model:
         """Raises `ModelNotFound`, `ModelNotAllowed` or `NotForThisEndpoint`."""
@@ -64,22 +86,20 @@ class Catalog:
 
 
 def read_models(
-    raw: bytes,
-    name: str,
-    setting: str,
-    providers: Mapping[str, type[Instance]],
-    variables: Mapping[str, str],
+    raw: bytes, name: str, setting: str, schema: type[Model], variables: Mapping[str, str]
 ) -> Catalog:
-    """`${VAR}` in an instance is taken from `variables`.
+    """The catalog that a models.json describes; `schema` is a `model_schema`.
 
+    `${VAR}` in an instance is taken from `variables`.
     Raises `ConfigurationError` with every fault of the file.
     """
     document = Document(name)
-    found = [
-        (at, model)
-        for at, item in document.items(raw)
-        if (model := _model(document, at, item, providers, variables))
-    ]
+    found = []
+    for at, item in document.items(raw):
+        if "instances" in item:
+            item["instances"] = document.expanded(item["instances"], f"{at}.instances", variables)
+        if model := document.check(schema, item, at):
+            found.append((at, model))
     names = [(f"{at}.id", model.id) for at, model in found]
     names += [
         (f"{at}.aliases[{index}]", alias)
@@ -98,77 +118,3 @@ def read_models(
     if document.faults:
         raise ConfigurationError(document.faults, [setting])
     return Catalog(model for _, model in found)
-
-
-def _model(
-    document: Document,
-    at: str,
-    item: dict[str, Any],
-    providers: Mapping[str, type[Instance]],
-    variables: Mapping[str, str],
-) -> Model | None:
-    faults = len(document.faults)
-    for index, capability in enumerate(_list(item.get("capabilities"))):
-        if capability not in _CAPABILITIES:
-            document.fault(
-                f"{at}.capabilities[{index}]",
-                f"{capability!r} is not a capability; use {_or(_CAPABILITIES)}",
-            )
-    instances = [
-        _instance(document, f"{at}.instances[{index}]", instance, providers, variables)
-        for index, instance in enumerate(_list(item.get("instances")))
-    ]
-    if len(document.faults) > faults:
-        # The rest of the model is checked too, without the parts that are known to be wrong.
-        document.check(_Head, {k: v for k, v in item.items() if k not in _PARTS}, at)
-        return None
-    return document.check(Model, {**item, "instances": instances} if instances else item, at)
-
-
-class _Head(Strict):
-    id: str = Field(min_length=1)
-    aliases: tuple[str, ...] = ()
-
-
-_PARTS = {"capabilities", "instances"}
-
-
-def _instance(
-    document: Document,
-    at: str,
-    item: Any,
-    providers: Mapping[str, type[Instance]],
-    variables: Mapping[str, str],
-) -> Instance | None:
-    if not isinstance(item, dict):
-        document.fault(at, "has to be an object")
-        return None
-    expanded = {}
-    for key, value in item.items():
-        expanded[key] = _expanded(document, f"{at}.{key}", value, variables)
-    provider = expanded.get("provider")
-    if provider is None:
-        document.fault(f"{at}.provider", f"is missing; use {_or(providers)}")
-        return None
-    if provider not in providers:
-        document.fault(f"{at}.provider", f"{provider!r} is not a provider; use {_or(providers)}")
-        return None
-    return document.check(providers[provider], expanded, at)
-
-
-def _expanded(document: Document, at: str, value: Any, variables: Mapping[str, str]) -> Any:
-    if not isinstance(value, str):
-        return value
-    for name in _VARIABLE.findall(value):
-        if name not in variables:
-            document.fault(at, f"the variable ${{{name}}} is not set")
-    return _VARIABLE.sub(lambda found: variables.get(found[1], found[0]), value)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _or(values: Iterable[str]) -> str:
-    *most, last = [f"'{value}'" for value in values]
-    return f"{', '.join(most)} or {last}" if most else last

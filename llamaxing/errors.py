@@ -221,12 +221,26 @@ class UpstreamTimeout(GatewayError):
 
 
 class ConfigurationError(Exception):
-    """Every fault found in the configuration, a line each, and the settings to look at."""
+    """Every fault found in the configuration, a line each, and the settings to look at.
 
-    def __init__(self, faults: Sequence[str], settings: Sequence[str]) -> None:
+    `heals`: it may be gone by itself, as a source that is away.
+    """
+
+    def __init__(
+        self, faults: Sequence[str], settings: Sequence[str], *, heals: bool = False
+    ) -> None:
         super().__init__("\n".join(faults))
         self.faults = list(faults)
         self.settings = list(settings)
+        self.heals = heals
+
+    @classmethod
+    def all(cls, errors: "Sequence[ConfigurationError]") -> "ConfigurationError":
+        return cls(
+            [fault for error in errors for fault in error.faults],
+            list(dict.fromkeys(setting for error in errors for setting in error.settings)),
+            heals=all(error.heals for error in errors),
+        )
 
 
 class CallerGone(Exception):

@@ -58,13 +58,15 @@ class Kept:
 @dataclass(slots=True)
 class Exchange:
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
-    (UTC). `complete`: the caller was given the whole reply.
+    (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
+    answered by.
     """
 
     endpoint: Endpoint
     id: str
     request_id: str
     reply: Kept
+    configuration: str = ""
     started: float = field(default_factory=time.time)
     identity: Identity | None = None
     request: Buffer = b""
@@ -94,6 +96,7 @@ class Exchange:
             "started": _iso(self.started),
             "first_byte": _iso(self.first_byte),
             "finished": _iso(self.finished),
+            "configuration": self.configuration,
             "endpoint": self.endpoint.name,
             "model": self.model,
             "instance": self.instance,

@@ -9,7 +9,7 @@ from functools import partial
 from llamaxing import endpoints, headers
 from llamaxing.answer import Answer
 from llamaxing.auth import Authenticator
-from llamaxing.catalog import Catalog
+from llamaxing.configuration import Configuration, Live
 from llamaxing.errors import (
     CallerGone,
     GatewayError,
@@ -22,7 +22,7 @@ from llamaxing.errors import (
 from llamaxing.exchange import Exchange, Kept
 from llamaxing.forward import Call, Forwarder
 from llamaxing.http import Headers, Request, Response
-from llamaxing.identity import Identity
+from llamaxing.identity import Identities, Identity
 from llamaxing.logs import SENSITIVE, TEXTS, log
 from llamaxing.pages import Pages, allow, respond
 from llamaxing.payload import REMOVE, Payload
@@ -40,32 +40,35 @@ class Gateway:
 
     def __init__(
         self,
-        catalog: Catalog,
+        live: Live,
         authenticators: Sequence[Authenticator],
         forward: Forwarder,
         recorder: Recorder,
         app_name: str = "llamaxing",
         reference: Reference | None = None,
     ) -> None:
-        self._catalog = catalog
+        self._live = live
         self._authenticators = authenticators
         self._forward = forward
         self._recorder = recorder
-        self._pages = Pages(app_name, catalog, self._identify, reference)
+        self._pages = Pages(app_name, live, self._identify, reference)
 
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
+        self._live.look()
+        serving = self._live.current
         made = uuid.uuid4().hex
         request_id = headers.request_id(request.headers, made)
         log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
         found = endpoints.match(request.path)
         try:
             if found is None:
-                response = await self._pages.answer(request)
+                response = await self._pages.answer(request, serving)
             else:
                 allow(request, found[0].methods)
-                exchange = Exchange(found[0], made, request_id, Kept(self._recorder.copy_up_to))
-                response = await self._exchange(exchange, request, found[1])
+                kept = Kept(self._recorder.copy_up_to)
+                exchange = Exchange(found[0], made, request_id, kept, serving.version)
+                response = await self._exchange(exchange, request, found[1], serving)
         except GatewayError as error:
             response = refusal(error)
         except CallerGone:
@@ -76,12 +79,15 @@ class Gateway:
         return identified(response, request_id)
 
     async def aclose(self) -> None:
+        await self._live.aclose()
         await self._forward.aclose()
         await self._recorder.aclose()
 
-    async def _exchange(self, exchange: Exchange, request: Request, named: str | None) -> Response:
+    async def _exchange(
+        self, exchange: Exchange, request: Request, named: str | None, serving: Configuration
+    ) -> Response:
         try:
-            answer = await self._answer(exchange, request, named)
+            answer = await self._answer(exchange, request, named, serving)
         except GatewayError as error:
             log.log(TEXTS, "%s refused: %s", exchange.request_id, ascii(str(error)))
             return self._refused(exchange, error)
@@ -93,15 +99,17 @@ class Gateway:
             raise
         return self._relayed(exchange, answer)
 
-    async def _answer(self, exchange: Exchange, request: Request, named: str | None) -> Answer:
-        exchange.identity = await self._identify(request)
+    async def _answer(
+        self, exchange: Exchange, request: Request, named: str | None, serving: Configuration
+    ) -> Answer:
+        exchange.identity = await self._identify(request, serving.identities)
         _require_json(request)
         exchange.request = await request.body.read()
         payload = Payload(exchange.request)
         exchange.metadata = _metadata(payload)
         exchange.streamed = payload.get("stream") is True
         exchange.model = named or _model(payload)
-        model = self._catalog.find(exchange.model, exchange.endpoint, exchange.identity)
+        model = serving.catalog.find(exchange.model, exchange.endpoint, exchange.identity)
         call = Call(
             model,
             exchange.endpoint,
@@ -112,9 +120,9 @@ class Gateway:
         )
         return await self._forward(call, exchange)
 
-    async def _identify(self, request: Request) -> Identity:
+    async def _identify(self, request: Request, identities: Identities) -> Identity:
         for authenticator in self._authenticators:
-            identity = await authenticator.authenticate(request)
+            identity = await authenticator.authenticate(request, identities)
             if identity is not None:
                 return identity
         raise Unauthenticated(

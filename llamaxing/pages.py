@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from llamaxing import endpoints
-from llamaxing.catalog import Catalog
-from llamaxing.errors import MethodNotAllowed, ModelNotFound, UnknownURL
+from llamaxing.configuration import Configuration, Live
+from llamaxing.errors import Forbidden, MethodNotAllowed, ModelNotFound, Unauthenticated, UnknownURL
 from llamaxing.http import Headers, Request, Response
-from llamaxing.identity import Identity
+from llamaxing.identity import Identities, Identity
 from llamaxing.reference import Reference
 
 
@@ -18,24 +18,28 @@ class Pages:
     def __init__(
         self,
         app_name: str,
-        catalog: Catalog,
-        identify: Callable[[Request], Awaitable[Identity]],
+        live: Live,
+        identify: Callable[[Request, Identities], Awaitable[Identity]],
         reference: Reference | None,
     ) -> None:
         self._app_name = app_name
-        self._catalog = catalog
+        self._live = live
         self._identify = identify
         self._reference = reference
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, serving: Configuration) -> Response:
         """Raises `UnknownURL`, `MethodNotAllowed`, and for the listing what `identify` raises."""
         wanted = endpoints.models_path(request.path)
         if wanted is not None:
             allow(request, ("GET",))
-            return _json(200, self._listing(await self._identify(request), wanted))
-        if request.path in ("/health/live", "/health/ready"):
+            identity = await self._identify(request, serving.identities)
+            return _json(200, self._listing(serving, identity, wanted))
+        if request.path == "/health/live":
             allow(request, ("GET", "HEAD"))
             return ok()
+        if request.path == "/health/ready":
+            allow(request, ("GET", "HEAD"))
+            return await self._ready(request, serving)
         if self._reference is not None and request.path == "/":
             allow(request, ("GET", "HEAD"))
             return _page(self._reference)
@@ -44,8 +48,16 @@ class Pages:
             return respond(200, self._reference.document)
         raise UnknownURL(request.method, request.path)
 
-    def _listing(self, identity: Identity, wanted: str) -> dict[str, Any]:
-        models = self._catalog.listing(identity, self._app_name)
+    async def _ready(self, request: Request, serving: Configuration) -> Response:
+        """Ready for everybody to see; in detail for those who may call."""
+        try:
+            await self._identify(request, serving.identities)
+        except (Unauthenticated, Forbidden):
+            return ok()
+        return _json(200, {"status": "ok", "configuration": self._live.detail()})
+
+    def _listing(self, serving: Configuration, identity: Identity, wanted: str) -> dict[str, Any]:
+        models = serving.catalog.listing(identity, self._app_name)
         if not wanted:
             return {"object": "list", "data": models}
         found = next((model for model in models if model["id"] == wanted), None)

@@ -6,10 +6,25 @@ the settings that it has of its own.
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 KINDS = ("providers", "auth", "sources", "sinks")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a plug-in may use of the gateway it is part of, and does not close.
+
+    `environ` are the environment's variables and those of `.env`.
+    """
+
+    environ: Mapping[str, str]
+    web: httpx.AsyncClient
 
 
 def names(kind: str) -> list[str]:

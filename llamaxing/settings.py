@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from llamaxing import plugins
-from llamaxing.document import fault_lines
+from llamaxing.document import UNRESOLVED, either, fault_lines, is_unresolved
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -64,7 +64,24 @@ class Settings(BaseModel, frozen=True):
         default="identities.json", description="The identities' file, with `json`."
     )
     models_source: str = Field(
-        default="file:models.json", description="Where the models are: `file:` and a path."
+        default="file:models.json",
+        description="Where the models are: `file:PATH`, `env:NAME` (an app setting that holds the "
+        "JSON), `blob:https://ACCOUNT.blob.core.windows.net/CONTAINER/NAME` or `https://…`.",
+    )
+    identities_source: str | None = Field(
+        default=None,
+        description="Where the identities are, instead of a file: as with `models_source`.",
+    )
+    configuration_reload_interval: float = Field(
+        default=30,
+        ge=0,
+        description="Seconds after which a call has the sources looked at again; 0 never.",
+    )
+    configuration_copies: str | None = Field(
+        default=None,
+        description="Folder for the last good copy of what is read over the network, with which a "
+        "start serves while that is away; `none` keeps none. By default below the machine's "
+        "temporary folder.",
     )
     upstream_connect_timeout: float = Field(
         default=5, gt=0, description="Seconds to connect to an instance; then the next is asked."
@@ -105,9 +122,11 @@ class Settings(BaseModel, frozen=True):
     def _logging_client(cls, value: str) -> str:
         return _one_of(value, ["none", *plugins.names("sinks")])
 
-    @field_validator("models_source")
+    @field_validator("models_source", "identities_source")
     @classmethod
-    def _source(cls, value: str) -> str:
+    def _source(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         kind, colon, where = value.partition(":")
         if not colon or not where:
             raise ValueError("has to name a kind and a place, as in 'file:models.json'")
@@ -120,8 +139,11 @@ def read(schema: type[T], environ: Mapping[str, str]) -> tuple[T | None, list[st
 
     An empty variable counts as one that is not set.
     """
-    lowered = {name.lower(): value for name, value in environ.items() if value != ""}
+    lowered = {name.lower(): value for name, value in environ.items() if value.strip()}
     given = {name: lowered[name] for name in schema.model_fields if name in lowered}
+    unresolved = [name for name, value in given.items() if is_unresolved(value)]
+    if unresolved:
+        return None, [f"{name}: is {UNRESOLVED}" for name in unresolved]
     try:
         return schema.model_validate(given), []
     except ValidationError as error:
@@ -141,14 +163,13 @@ def environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
 
 def _one_of(value: str, known: Sequence[str]) -> str:
     if value not in known:
-        quoted = [f"'{name}'" for name in known]
-        raise ValueError(f"{value!r} is not known; use {' or '.join(quoted)}")
+        raise ValueError(f"{value!r} is not known; use {either(known)}")
     return value
 
 
 def every_setting() -> dict[str, Any]:
     """Each setting's name and its field, the plug-ins' own among them."""
-    chosen = [(kind, name) for kind in ("auth", "sinks") for name in plugins.names(kind)]
+    chosen = [(kind, name) for kind in ("auth", "sources", "sinks") for name in plugins.names(kind)]
     schemas = [
         Settings,
         FunctionsSettings,

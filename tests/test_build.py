@@ -12,6 +12,7 @@ import pytest
 from llamaxing.asgi import Application
 from llamaxing.build import Build, application
 from llamaxing.errors import ConfigurationError
+from llamaxing.http import BodyLimits
 from tests.conftest import configure
 
 MODELS = [
@@ -25,7 +26,7 @@ MODELS = [
 
 async def faults(environ: dict[str, str]) -> list[str]:
     with pytest.raises(ConfigurationError) as error:
-        await Build(environ).gateway()
+        await Build(environ).all()
     return error.value.faults
 
 
@@ -52,17 +53,20 @@ async def test_a_missing_file_is_a_fault_of_its_setting(tmp_path: Path) -> None:
 async def test_keys_need_a_store_of_identities(tmp_path: Path) -> None:
     [found] = await faults(configure(tmp_path, MODELS) | {"AUTH_METHOD": "apikey"})
 
-    assert found == "identity_store: auth_method=apikey needs identity_store=json"
+    assert found == (
+        "identity_store: auth_method=apikey needs identities; set identity_store=json, or "
+        "identities_source"
+    )
 
 
 async def test_a_gateway_on_azure_is_not_open_by_accident(tmp_path: Path) -> None:
     on_azure = configure(tmp_path, MODELS) | {"WEBSITE_INSTANCE_ID": "x"}
 
     [found] = await faults(on_azure)
-    gateway, _ = await Build(on_azure | {"AUTH_NONE_ON_AZURE": "true"}).gateway()
+    built = await Build(on_azure | {"AUTH_NONE_ON_AZURE": "true"}).all()
 
     assert found.startswith("auth_method: 'none' would let everybody in")
-    await gateway.aclose()
+    await built.gateway.aclose()
 
 
 async def test_the_timeout_is_capped_on_azure_and_that_is_logged(
@@ -70,10 +74,10 @@ async def test_the_timeout_is_capped_on_azure_and_that_is_logged(
 ) -> None:
     on_azure = {"WEBSITE_INSTANCE_ID": "x", "AUTH_NONE_ON_AZURE": "true"}
 
-    gateway, _ = await Build(configure(tmp_path, MODELS) | on_azure).gateway()
+    built = await Build(configure(tmp_path, MODELS) | on_azure).all()
 
     assert "app_requests_timeout is capped at 220 s" in caplog.text
-    await gateway.aclose()
+    await built.gateway.aclose()
 
 
 @pytest.mark.parametrize(
@@ -83,8 +87,8 @@ async def test_the_timeout_is_capped_on_azure_and_that_is_logged(
 async def test_what_is_unsafe_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, setting: dict[str, str], warning: str
 ) -> None:
-    gateway, _ = await Build(configure(tmp_path, MODELS) | setting).gateway()
-    await gateway.aclose()
+    built = await Build(configure(tmp_path, MODELS) | setting).all()
+    await built.gateway.aclose()
     logging.getLogger("llamaxing").setLevel(logging.INFO)
 
     assert warning in caplog.text
@@ -122,7 +126,7 @@ async def test_fifty_first_calls_at_once_open_one_gateway(tmp_path: Path) -> Non
     async def open_gateway() -> Any:
         opened.append(1)
         await asyncio.sleep(0)
-        return await Build(environ).gateway()
+        return (await Build(environ).all()).gateway, BodyLimits(1000)
 
     app = Application(open_gateway)
 

@@ -4,16 +4,18 @@ import asyncio
 import json
 import logging
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llamaxing.catalog import Catalog
+from llamaxing.configuration import Configuration
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.forward import Forwarder
 from llamaxing.gateway import Gateway
 from llamaxing.http import Request
-from llamaxing.identity import Identity
+from llamaxing.identity import Identities, Identity
 from llamaxing.recorder import Recorder
 from llamaxing.selection import Selector
 from llamaxing.upstream import AiohttpTransport, Timeouts
@@ -241,7 +243,7 @@ async def test_the_reference_is_off_by_a_setting(serve: Serve) -> None:
 
 
 class Broken:
-    async def authenticate(self, request: Request) -> Identity | None:
+    async def authenticate(self, request: Request, identities: Identities) -> Identity | None:
         raise RuntimeError("details")
 
 
@@ -250,7 +252,9 @@ async def test_a_fault_of_ours_is_500_with_its_reason_in_the_log_only(
 ) -> None:
     recorder = Recorder([], copy_up_to=0)
     forward = Forwarder(AiohttpTransport(1), Selector(random.Random()), Timeouts(), 1)
-    gateway = Gateway(Catalog([]), [Broken()], forward, recorder)
+    nothing = Configuration(Catalog([]), Identities(), "1")
+    live = SimpleNamespace(look=lambda: None, current=nothing)
+    gateway = Gateway(live, [Broken()], forward, recorder)  # type: ignore[arg-type]
 
     for method, path in (("POST", PATH), ("GET", "/v1/models")):
         response = await gateway.handle(Request(method, path, {}, NO_BODY))

@@ -12,15 +12,17 @@ PACKAGE = Path(llamaxing.__file__).parent
 LAYERS = [
     ["__main__", "functions"],
     ["build"],
-    ["asgi", "settings"],
-    ["plugins"],
+    ["asgi", "safety"],
+    ["settings"],
     ["gateway"],
     ["pages", "relay"],
+    ["configuration"],
     ["reference", "forward", "recorder"],
     ["selection"],
     ["answer"],
-    ["catalog", "upstream", "payload"],
+    ["catalog", "upstream", "payload", "copies"],
     ["providers", "auth", "sinks", "sources"],
+    ["credentials", "plugins"],
     ["headers", "exchange"],
     ["identity", "sse"],
     ["endpoints", "document"],
@@ -31,10 +33,10 @@ LAYERS = [
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 OUTSIDE = {"fastapi", "starlette", "uvicorn"}
 OURS_ALONE = {
-    "azure": {"functions"},
+    "azure": {"functions", "entra", "storage"},
     "azurefunctions": {"functions"},
     "uvicorn": {"__main__"},
-    "os": {"__main__", "build", "jsonl"},
+    "os": {"__main__", "build", "copies", "document", "jsonl"},
 }
 
 

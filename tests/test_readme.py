@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llamaxing import plugins, settings
-from llamaxing.catalog import read_models
+from llamaxing.catalog import model_schema, read_models
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.identity import read_identities
 from llamaxing.reference import Reference
@@ -15,7 +15,9 @@ from llamaxing.reference import Reference
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 JSON_BLOCKS = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
-PROVIDERS = {name: plugins.load("providers", name) for name in plugins.names("providers")}
+SCHEMA = model_schema(
+    {name: plugins.load("providers", name) for name in plugins.names("providers")}
+)
 
 
 class Anything(dict[str, str]):
@@ -23,6 +25,9 @@ class Anything(dict[str, str]):
 
     def __contains__(self, name: object) -> bool:
         return True
+
+    def __getitem__(self, name: str) -> str:
+        return "https://set"
 
     def get(self, name: str, default: object = None) -> str:  # type: ignore[override]
         return "https://set"
@@ -42,13 +47,13 @@ def test_the_table_has_every_setting_with_its_default_and_what_it_does() -> None
 def test_the_files_it_shows_are_read_without_a_fault() -> None:
     models, identities = (json.loads(block) for block in JSON_BLOCKS)
 
-    read_models(json.dumps(models).encode(), "models.json", "s", PROVIDERS, Anything())
-    assert len(read_identities(json.dumps(identities).encode(), "identities.json", "s")) == 2
+    read_models(json.dumps(models).encode(), "models.json", "s", SCHEMA, Anything())
+    assert len(read_identities(json.dumps(identities).encode(), "identities.json", "s", {})) == 2
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/**/models*.json")), ids=str)
 def test_every_example_is_read_without_a_fault(path: Path) -> None:
-    read_models(path.read_bytes(), path.name, "models_source", PROVIDERS, Anything())
+    read_models(path.read_bytes(), path.name, "models_source", SCHEMA, Anything())
 
 
 def test_it_lists_every_endpoint() -> None:

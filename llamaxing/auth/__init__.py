@@ -4,12 +4,13 @@ from typing import Protocol
 
 from llamaxing.errors import Unauthenticated
 from llamaxing.http import Request
-from llamaxing.identity import Identity
+from llamaxing.identity import Identities, Identity
 
 
 class Authenticator(Protocol):
-    async def authenticate(self, request: Request) -> Identity | None:
-        """Who is calling, or None when the request has no credential that this method knows.
+    async def authenticate(self, request: Request, identities: Identities) -> Identity | None:
+        """Which of `identities` is calling, or None when the request has no credential that this
+        method knows.
 
         Raises `Unauthenticated` for one it knows and does not accept.
         """

@@ -19,16 +19,13 @@ class ApiKey:
             "`api-key`.",
         )
 
-    def __init__(
-        self, options: Options, identities: Identities, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, options: Options, now: Callable[[], datetime]) -> None:
         self._header = options.auth_method_apikey_header_name
-        self._identities = identities
         self._now = now
 
-    async def authenticate(self, request: Request) -> Identity | None:
+    async def authenticate(self, request: Request, identities: Identities) -> Identity | None:
         given = credentials(request, self._header)
-        known = [self._identities.by_key(key, self._now()) for key in given]
+        known = [identities.by_key(key, self._now()) for key in given]
         if None in known:
             raise Unauthenticated("Incorrect API key provided.")
         if len({identity.id for identity in known if identity}) > 1:

@@ -13,12 +13,10 @@ class NoAuth:
     class Options(BaseModel, frozen=True):
         pass
 
-    def __init__(
-        self, options: Options, identities: Identities, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, options: Options, now: Callable[[], datetime]) -> None:
         pass
 
-    async def authenticate(self, request: Request) -> Identity | None:
+    async def authenticate(self, request: Request, identities: Identities) -> Identity | None:
         return ANONYMOUS
 
 

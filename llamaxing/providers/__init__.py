@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from llamaxing.document import Strict
+from llamaxing.document import NotBoolean, Strict
 from llamaxing.endpoints import Endpoint
 
 
@@ -32,9 +32,9 @@ class Instance(Strict):
 
     id: str = Field(min_length=1)
     provider: str
-    priority: int = Field(default=0, ge=0)
-    weight: float = Field(default=1, gt=0, allow_inf_nan=False)
-    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    priority: Annotated[int, NotBoolean] = Field(default=0, ge=0)
+    weight: Annotated[float, NotBoolean] = Field(default=1, gt=0, allow_inf_nan=False)
+    timeout: Annotated[float | None, NotBoolean] = Field(default=None, gt=0, allow_inf_nan=False)
 
     @abstractmethod
     def url(self, endpoint: Endpoint) -> str:

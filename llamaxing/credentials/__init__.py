@@ -1,0 +1,1 @@
+"""What we show to the servers that we call ourselves."""

@@ -1,0 +1,91 @@
+"""Tokens of Entra ID, by azure-identity: fetched once for all who wait, kept until they are old."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import SecretStr
+
+STORAGE = "https://storage.azure.com/.default"
+
+# A token is fetched anew when it has less than this many seconds left.
+_SPARE = 300.0
+# azure-identity's own patience with the endpoint of managed identities is minutes.
+_LIMITS: dict[str, Any] = {"retry_total": 1, "connection_timeout": 3, "read_timeout": 5}
+
+
+class Entra:
+    """The token of one credential for one scope.
+
+    `make` gives the credential of azure-identity: it is called in a thread, where the import that
+    it needs holds nobody up.
+    """
+
+    def __init__(
+        self,
+        scope: str,
+        make: Callable[[], Any],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._scope = scope
+        self._make = make
+        self._clock = clock
+        self._token = SecretStr("")
+        self._until = 0.0
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def token(self) -> SecretStr:
+        """Raises `ConnectionError` when there is none to be had; its text holds no token."""
+        if self._clock() >= self._until - _SPARE:
+            if self._fetching is None or self._fetching.done():
+                self._fetching = asyncio.create_task(self._fetch())
+                # Its failure may be nobody's business any more.
+                self._fetching.add_done_callback(lambda task: task.cancelled() or task.exception())
+            # A caller who gives up takes the token from nobody else.
+            await asyncio.shield(self._fetching)
+        return self._token
+
+    async def _fetch(self) -> None:
+        found = await asyncio.to_thread(self._get)
+        self._token, self._until = SecretStr(found.token), found.expires_on
+
+    def _get(self) -> Any:
+        from azure.core.exceptions import AzureError
+
+        try:
+            with self._make() as credential:
+                return credential.get_token(self._scope)
+        except (AzureError, ValueError) as error:
+            # The first line says which credential failed; what follows is advice, by the page.
+            reason = str(error).partition("\n")[0]
+            raise ConnectionError(f"no token from Entra ID: {reason}") from None
+
+
+def credential(environ: Mapping[str, str], prefix: str = "AZURE_") -> Callable[[], Any]:
+    """The credential that the variables `PREFIXclientId` and so on describe, as Functions'
+    identity-based connections and azure-identity name them; without any, whatever there is:
+    a managed identity on Azure, the developer's own login elsewhere."""
+    given = {name.upper(): value for name, value in environ.items() if value}
+
+    def variable(name: str) -> str | None:
+        upper = prefix.upper()
+        return given.get(f"{upper}{name.replace('_', '')}") or given.get(f"{upper}{name}")
+
+    tenant, client = variable("TENANT_ID"), variable("CLIENT_ID")
+    secret, kind = variable("CLIENT_SECRET"), (variable("CREDENTIAL") or "").lower()
+
+    def make() -> Any:
+        from azure import identity
+
+        if tenant and client and secret:
+            return identity.ClientSecretCredential(tenant, client, secret, **_LIMITS)
+        if kind == "managedidentity":
+            return identity.ManagedIdentityCredential(client_id=client, **_LIMITS)
+        return identity.DefaultAzureCredential(
+            managed_identity_client_id=client,
+            exclude_interactive_browser_credential=True,
+            **_LIMITS,
+        )
+
+    return make

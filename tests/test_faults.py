@@ -1,0 +1,329 @@
+"""Each fault of the configuration, and the whole line that its operator reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamaxing.build import Build
+from llamaxing.errors import ConfigurationError
+
+OPENAI: dict[str, Any] = {"id": "i", "provider": "openai", "openai_api_key": "secret-1"}
+AZURE: dict[str, Any] = {
+    "id": "a",
+    "provider": "azure",
+    "azure_endpoint": "https://x.openai.azure.com",
+    "azure_deployment": "d",
+    "azure_api_key": "secret-2",
+    "azure_api_version": "2024-10-21",
+}
+CAPABILITIES = "'chat_completions', 'completions', 'embeddings' or 'images_generations'"
+
+
+def model(*instances: object, **more: Any) -> dict[str, Any]:
+    return {"id": "m", "capabilities": ["chat_completions"], "instances": instances, **more}
+
+
+def without(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key != name}
+
+
+MODELS = {
+    "broken": (b'[\n  {"id": }\n]', "line 2, column 10: broken JSON: Expecting value"),
+    "half of it": (b'[{"id": "m"', "line 1, column 12: broken JSON: Expecting ',' delimiter"),
+    "nothing": (b"", "line 1, column 1: broken JSON: Expecting value"),
+    "not utf-8": (b'["\xff"]', "is not text in UTF-8: invalid start byte at byte 2"),
+    "nan": (b'[{"id": NaN}]', "is not JSON: NaN is not JSON"),
+    "no list": ({}, "is an object; it has to be a list of objects"),
+    "empty list": ([], "is an empty list; it needs at least one object"),
+    "no object": ([1], "[0]: is a number; it has to be an object"),
+    "key twice": (
+        (
+            b'[{"id": "m", "id": "n", "capabilities": ["completions"], "instances":'
+            b'[{"id": "i", "provider": "openai", "openai_api_key": "k"}]}]'
+        ),
+        "[0]: the key 'id' stands twice in this object; keep one",
+    ),
+    "key twice deeper": (
+        (
+            b'[{"id": "m", "capabilities": ["completions"], "instances":'
+            b'[{"id": "i", "provider": "openai", "openai_api_key": "k", "openai_api_key": "l"}]}]'
+        ),
+        "[0].instances[0]: the key 'openai_api_key' stands twice in this object; keep one",
+    ),
+    "no id": ([without("id", model(OPENAI))], "[0].id: is missing"),
+    "empty id": ([model(OPENAI, id="")], "[0].id: is empty"),
+    "id of a wrong type": ([model(OPENAI, id=7)], "[0].id: is a number; it has to be a string"),
+    "aliases of a wrong type": (
+        [model(OPENAI, aliases="gpt")],
+        "[0].aliases: has to be a list",
+    ),
+    "alias of a wrong type": (
+        [model(OPENAI, aliases=["gpt", None])],
+        "[0].aliases[1]: is null; it has to be a string",
+    ),
+    "unknown key of a model": (
+        [model(OPENAI, alias=[])],
+        "[0].alias: is not a known key; did you mean 'aliases'?",
+    ),
+    "no capability": (
+        [model(OPENAI, capabilities=[])],
+        "[0].capabilities: is empty; it needs at least one",
+    ),
+    "capabilities missing": (
+        [without("capabilities", model(OPENAI))],
+        "[0].capabilities: is missing",
+    ),
+    "unknown capability": (
+        [model(OPENAI, capabilities=["completions", "chat"])],
+        f"[0].capabilities[1]: 'chat' is not a capability; use {CAPABILITIES}",
+    ),
+    "no instance": ([model()], "[0].instances: is empty; it needs at least one"),
+    "instances missing": ([without("instances", model())], "[0].instances: is missing"),
+    "instances of a wrong type": (
+        [{**model(), "instances": {"id": "i"}}],
+        "[0].instances: is an object; it has to be a list",
+    ),
+    "instance of a wrong type": (
+        [model("i")],
+        "[0].instances[0]: has to be an object",
+    ),
+    "provider missing": (
+        [model({"id": "i"})],
+        "[0].instances[0].provider: is missing; use 'azure' or 'openai'",
+    ),
+    "unknown provider": (
+        [model({**OPENAI, "provider": "gcp"})],
+        "[0].instances[0].provider: 'gcp' is not a provider; use 'azure' or 'openai'",
+    ),
+    "field of the other provider": (
+        [model({**OPENAI, "azure_deployment": "d"})],
+        "[0].instances[0].azure_deployment: is for 'azure', and this is 'openai'; leave it out",
+    ),
+    "unknown key of an instance": (
+        [model({**AZURE, "azure_api_keys": "d"})],
+        "[0].instances[0].azure_api_keys: is not a known key; did you mean 'azure_api_key'?",
+    ),
+    "a key unlike any": (
+        [model({**AZURE, "zzz": "d"})],
+        "[0].instances[0].zzz: is not a known key; leave it out",
+    ),
+    "key missing": (
+        [model(without("openai_api_key", OPENAI))],
+        "[0].instances[0].openai_api_key: is missing",
+    ),
+    "deployment missing": (
+        [model(without("azure_deployment", AZURE))],
+        "[0].instances[0].azure_deployment: is missing",
+    ),
+    "empty key": (
+        [model({**OPENAI, "openai_api_key": ""})],
+        "[0].instances[0].openai_api_key: is empty",
+    ),
+    "key of a wrong type": (
+        [model({**OPENAI, "openai_api_key": 12345})],
+        "[0].instances[0].openai_api_key: is a number; it has to be a string",
+    ),
+    "url without a scheme": (
+        [model({**OPENAI, "openai_base_url": "host/v1"})],
+        "[0].instances[0].openai_base_url: has to be a URL that starts with https:// (or http://)",
+    ),
+    "url with a query": (
+        [model({**AZURE, "azure_endpoint": "https://h?api-version=1"})],
+        (
+            "[0].instances[0].azure_endpoint: has to be a URL without a query, a fragment or a user "
+            "in it"
+        ),
+    ),
+    "priority below 0": (
+        [model({**OPENAI, "priority": -1})],
+        "[0].instances[0].priority: has to be greater than or equal to 0",
+    ),
+    "priority of a wrong type": (
+        [model({**OPENAI, "priority": "first"})],
+        "[0].instances[0].priority: has to be a whole number",
+    ),
+    "weight of a wrong type": (
+        [model({**OPENAI, "weight": True})],
+        "[0].instances[0].weight: is a boolean; it has to be a number",
+    ),
+    "unset variable": (
+        [model({**OPENAI, "openai_api_key": "${NO}"})],
+        "[0].instances[0].openai_api_key: the variable ${NO} is not set; set it, or write the value",
+    ),
+    "variable of an unresolved secret": (
+        [model({**OPENAI, "openai_api_key": "${VAULT}"})],
+        (
+            "[0].instances[0].openai_api_key: the variable ${VAULT} is an unresolved Key Vault "
+            "reference; the app's identity may not read that secret, or there is none: see the "
+            "setting's status in the portal"
+        ),
+    ),
+    "unresolved secret in the file": (
+        [model({**OPENAI, "openai_api_key": "@Microsoft.KeyVault(SecretUri=https://v/s)"})],
+        (
+            "[0].instances[0].openai_api_key: is an unresolved Key Vault reference; the app's identity "
+            "may not read that secret, or there is none: see the setting's status in the portal"
+        ),
+    ),
+    "model twice": (
+        [model(OPENAI), model(AZURE)],
+        "[1].id: this name is taken by [0].id; choose another",
+    ),
+    "alias of another's id": (
+        [model(OPENAI), model(AZURE, id="n", aliases=["x", "m"])],
+        "[1].aliases[1]: this name is taken by [0].id; choose another",
+    ),
+    "alias twice": (
+        [model(OPENAI, aliases=["x"]), model(AZURE, id="n", aliases=["x"])],
+        "[1].aliases[0]: this name is taken by [0].aliases[0]; choose another",
+    ),
+    "instance twice": (
+        [model(OPENAI, OPENAI)],
+        "[0].instances[1].id: this id is taken by [0].instances[0].id; choose another",
+    ),
+    "instance twice in two models": (
+        [model(OPENAI), model(OPENAI, id="n")],
+        "[1].instances[0].id: this id is taken by [0].instances[0].id; choose another",
+    ),
+}
+
+IDENTITIES = {
+    "broken": (
+        b"[{]",
+        "line 1, column 3: broken JSON: Expecting property name enclosed in double quotes",
+    ),
+    "no list": ({"id": "a"}, "is an object; it has to be a list of objects"),
+    "empty list": ([], "is an empty list; it needs at least one object"),
+    "no id": ([{"auth_key": "k"}], "[0].id: is missing"),
+    "empty id": ([{"id": "", "auth_key": "k"}], "[0].id: is empty"),
+    "empty key": (
+        [{"id": "a", "auth_key": ""}],
+        "[0].auth_key: is empty; write the key, or 'sha256:' and the hex digits of its SHA-256",
+    ),
+    "null key": (
+        [{"id": "a", "auth_key": None}],
+        "[0].auth_key: is null; it has to be a string",
+    ),
+    "key in white space": (
+        [{"id": "a", "auth_key": "k\n"}],
+        "[0].auth_key: has white space around it; take that away",
+    ),
+    "half a hash": (
+        [{"id": "a", "auth_key": "sha256:ab"}],
+        "[0].auth_key: has no SHA-256 after 'sha256:'; write its 64 hex digits in lower case",
+    ),
+    "empty one of several keys": (
+        [{"id": "a", "api_keys": [{"key": "k"}, {"key": ""}]}],
+        (
+            "[0].api_keys[1].key: is empty; write the key, or 'sha256:' and the hex digits of its "
+            "SHA-256"
+        ),
+    ),
+    "unset variable": (
+        [{"id": "a", "auth_key": "${NO}"}],
+        "[0].auth_key: the variable ${NO} is not set; set it, or write the value",
+    ),
+    "expiry without a zone": (
+        [{"id": "a", "api_keys": [{"key": "k", "expires": "2027-01-31T00:00:00"}]}],
+        "[0].api_keys[0].expires: has to name its time zone, as in 2027-01-31T00:00:00Z",
+    ),
+    "unknown key": (
+        [{"id": "a", "auth_kee": "k"}],
+        "[0].auth_kee: is not a known key; did you mean 'auth_key'?",
+    ),
+    "unknown key of a key": (
+        [{"id": "a", "api_keys": [{"key": "k", "expire": "2027"}]}],
+        "[0].api_keys[0].expire: is not a known key; did you mean 'expires'?",
+    ),
+    "half a pair of Langfuse keys": (
+        [{"id": "a", "auth_key": "k", "observability": {"langfuse_public_key": "p"}}],
+        "[0].observability.langfuse_secret_key: is missing",
+    ),
+    "the other half": (
+        [{"id": "a", "auth_key": "k", "observability": {"langfuse_secret_key": "s"}}],
+        "[0].observability.langfuse_public_key: is missing",
+    ),
+    "an empty half": (
+        [
+            {
+                "id": "a",
+                "auth_key": "k",
+                "observability": {"langfuse_public_key": "", "langfuse_secret_key": "s"},
+            }
+        ],
+        "[0].observability.langfuse_public_key: is empty",
+    ),
+    "models of a wrong type": (
+        [{"id": "a", "auth_key": "k", "models": "gpt"}],
+        "[0].models: has to be a list",
+    ),
+    "claim of a wrong type": (
+        [{"id": "a", "claims": {"oid": 7}}],
+        "[0].claims.oid: is a number; it has to be a list",
+    ),
+    "unknown record": (
+        [{"id": "a", "auth_key": "k", "record": "some"}],
+        "[0].record: has to be 'full', 'metadata' or 'none'",
+    ),
+    "identity twice": (
+        [{"id": "a", "auth_key": "k"}, {"id": "a", "auth_key": "l"}],
+        "[1].id: this id is taken by [0].id; choose another",
+    ),
+    "key twice": (
+        [{"id": "a", "auth_key": "k"}, {"id": "b", "auth_key": "k"}],
+        "[1].auth_key: this key is taken by [0].auth_key; choose another",
+    ),
+    "key twice, once by its hash": (
+        [
+            {"id": "a", "auth_key": "k"},
+            {
+                "id": "b",
+                "api_keys": [
+                    {"key": "other"},
+                    {
+                        "key": "sha256:"
+                        "8254c329a92850f6d539dd376f4816ee2764517da5e0235514af433164480d7a"
+                    },
+                ],
+            },
+        ],
+        "[1].api_keys[1]: this key is taken by [0].auth_key; choose another",
+    ),
+}
+
+
+async def faults(folder: Path, **settings: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as error:
+        await Build({"VAULT": "@Microsoft.KeyVault(SecretUri=https://v/s)", **settings}).all()
+    return error.value.faults
+
+
+def write(path: Path, raw: object) -> str:
+    path.write_bytes(raw if isinstance(raw, bytes) else json.dumps(raw).encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(("raw", "line"), MODELS.values(), ids=MODELS)
+async def test_a_fault_of_models_json(tmp_path: Path, raw: object, line: str) -> None:
+    file = write(tmp_path / "models.json", raw)
+
+    [found] = await faults(tmp_path, MODELS_SOURCE=f"file:{file}")
+
+    assert found == f"models.json: {line}"
+
+
+@pytest.mark.parametrize(("raw", "line"), IDENTITIES.values(), ids=IDENTITIES)
+async def test_a_fault_of_identities_json(tmp_path: Path, raw: object, line: str) -> None:
+    models = write(tmp_path / "models.json", [model(OPENAI)])
+    file = write(tmp_path / "identities.json", raw)
+
+    [found] = await faults(
+        tmp_path,
+        MODELS_SOURCE=f"file:{models}",
+        AUTH_METHOD="apikey",
+        IDENTITIES_SOURCE=f"file:{file}",
+    )
+
+    assert found == f"identities.json: {line}"
