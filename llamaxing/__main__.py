@@ -1,7 +1,8 @@
-"""The command line: `python -m llamaxing serve`."""
+"""The command line: `python -m llamaxing serve`, `check` and `schema`."""
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -10,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from llamaxing import settings
-from llamaxing.build import Build
+from llamaxing.build import Build, schemas
 from llamaxing.errors import ConfigurationError
 from llamaxing.logs import log
 
 
 def main() -> int:
     """Exits with 1 where the configuration has faults; they are on standard error, a line each."""
+    wanted = _arguments().parse_args()
+    try:
+        return int(wanted.run(wanted))
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m llamaxing")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
     serve = commands.add_parser("serve", help="run the gateway under uvicorn")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     serve.add_argument("--port", type=int, default=8000, help="the port to listen on")
@@ -26,27 +36,63 @@ def main() -> int:
     serve.add_argument(
         "--grace", type=int, default=30, help="seconds that open calls get at the end"
     )
-    wanted = parser.parse_args()
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser("check", help="say what would be served, or what is wrong")
+    check.add_argument("--probe", action="store_true", help="call each instance once, cheaply")
+    check.set_defaults(run=lambda wanted: asyncio.run(_check(wanted.probe)))
+    schema = commands.add_parser("schema", help="print the JSON Schemas of the files")
+    schema.add_argument(
+        "file", nargs="?", choices=["models", "identities"], help="of one of them alone"
+    )
+    schema.set_defaults(run=_schema)
+    return parser
+
+
+async def _check(probe: bool) -> int:
+    from llamaxing.check import probes, served
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.root.handlers[0].setLevel(logging.WARNING)
+    environ = settings.environment(os.environ, Path.cwd())
+    for line in settings.near_misses(environ):
+        log.warning("%s", line)
+    # What is configured is asked for, and not what once was.
+    built = await Build({**environ, "CONFIGURATION_COPIES": "none"}).all()
     try:
-        asyncio.run(_check())
-    except ConfigurationError as error:
-        # What is only away may come back: until then every call is told, and it is looked again.
-        if not error.heals:
-            sys.stderr.write(f"{error}\n")
-            return 1
-    _serve(wanted)
+        for line in served(built):
+            print(line)
+        if not probe:
+            return 0
+        found = await probes(built)
+        for _, line in found:
+            print(line)
+        return 0 if all(good for good, _ in found) else 1
+    finally:
+        await built.gateway.aclose()
+
+
+def _schema(wanted: argparse.Namespace) -> int:
+    print(json.dumps(schemas()[wanted.file] if wanted.file else schemas(), indent=2))
     return 0
 
 
-async def _check() -> None:
+async def _try() -> None:
     """Before a server is started, whose workers would be started again and again."""
     log.addHandler(logging.NullHandler())
-    built = await Build(settings.environment(os.environ, Path.cwd())).all()
-    await built.gateway.aclose()
+    try:
+        built = await Build(settings.environment(os.environ, Path.cwd())).all()
+    except ConfigurationError as error:
+        # What is away may come back: until then every call is told so, and looks again.
+        if not error.heals:
+            raise
+    else:
+        await built.gateway.aclose()
 
 
-def _serve(wanted: argparse.Namespace) -> None:
+def _serve(wanted: argparse.Namespace) -> int:
     import uvicorn
+
+    asyncio.run(_try())
 
     # uvicorn ends its calls on SIGTERM and then sends the signal again, to end the process with
     # it; that the gateway was told to end is no failure.
@@ -64,6 +110,7 @@ def _serve(wanted: argparse.Namespace) -> None:
         server_header=False,
         log_config=_LOGGING,
     )
+    return 0
 
 
 # Each worker sets up its own, so that one process and many log alike.

@@ -3,6 +3,7 @@
 import functools
 import os
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from llamaxing import plugins, safety, settings
 from llamaxing.asgi import Application
@@ -22,7 +23,7 @@ from llamaxing.errors import ConfigurationError
 from llamaxing.forward import Forwarder
 from llamaxing.gateway import Gateway
 from llamaxing.http import BodyLimits
-from llamaxing.identity import Identities, read_identities
+from llamaxing.identity import Identities, Identity, read_identities
 from llamaxing.logs import LEVELS, log
 from llamaxing.recorder import Recorder
 from llamaxing.reference import Reference
@@ -49,6 +50,14 @@ def application(environ: Mapping[str, str] | None = None) -> Application:
     return Application(open_gateway)
 
 
+def schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schemas of models.json and identities.json, for editors to complete by."""
+    return {
+        "models": _listed("models.json of llamaxing", _model_schema()),
+        "identities": _listed("identities.json of llamaxing", Identity),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """A gateway, which closes what is beside it here, and what it was made of."""
@@ -62,8 +71,12 @@ class Built:
 class Build:
     """One gateway out of one environment; faults gather until all of it has been looked at."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock`: seconds, by which the configuration is looked at again."""
         self._environ = environ
+        self._clock = clock
         self._errors: list[ConfigurationError] = []
         # Present on the platform only: Core Tools do not set it.
         self._on_azure = "WEBSITE_INSTANCE_ID" in environ
@@ -144,7 +157,7 @@ class Build:
         identities = found and self._watch(*found, self._identities, surroundings, copies)
         if models is None or (found and not identities):
             return None
-        return Live(models, identities, chosen.configuration_reload_interval)
+        return Live(models, identities, chosen.configuration_reload_interval, self._clock)
 
     def _watch(
         self,
@@ -167,15 +180,9 @@ class Build:
         return Watch(source, setting, lambda raw: parse(raw, source.name, setting), copies)
 
     def _models(self, raw: bytes, name: str, setting: str) -> Catalog:
-        catalog = read_models(raw, name, setting, self._schema, self._environ)
+        catalog = read_models(raw, name, setting, _model_schema(), self._environ)
         safety.check_models(catalog)
         return catalog
-
-    @functools.cached_property
-    def _schema(self) -> type[Model]:
-        return model_schema(
-            {name: plugins.load("providers", name) for name in plugins.names("providers")}
-        )
 
     def _identities(self, raw: bytes, name: str, setting: str) -> Identities:
         identities = read_identities(raw, name, setting, self._environ)
@@ -208,6 +215,24 @@ class Build:
             total=total,
             idle=chosen.upstream_idle_timeout,
         )
+
+
+@functools.cache
+def _model_schema() -> type[Model]:
+    return model_schema(
+        {name: plugins.load("providers", name) for name in plugins.names("providers")}
+    )
+
+
+def _listed(title: str, schema: type[BaseModel]) -> dict[str, Any]:
+    items: Any = list[schema]  # type: ignore[valid-type]
+    found = TypeAdapter(items).json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+        "minItems": 1,
+        **found,
+    }
 
 
 def _identities_source(chosen: Settings) -> tuple[str, str] | None:

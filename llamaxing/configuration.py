@@ -179,6 +179,11 @@ class Live:
             self._due = self._clock() + self._interval
             self._looking = asyncio.create_task(self._look())
 
+    async def looked(self) -> None:
+        """Returns when the look that is under way, if there is one, has ended."""
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
+
     def detail(self) -> dict[str, Any]:
         """For whoever runs the gateway: what is served by, and since when it is stale."""
         detail: dict[str, Any] = {"version": self.current.version, "models": self._models.detail()}
@@ -189,7 +194,7 @@ class Live:
     async def aclose(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-            await asyncio.gather(self._looking, return_exceptions=True)
+        await self.looked()
 
     @property
     def _watches(self) -> list[Watch[Any]]:

@@ -1,23 +1,29 @@
 """The endpoints that reach a model: a row each, and how a path names one."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`name` is also the capability that a model needs; `path` is OpenAI's, below `/v1/`."""
+    """`name` is also the capability that a model needs; `path` is OpenAI's, below `/v1/`. `probe`
+    is the least that can be asked for: a token, or what is refused before it costs anything."""
 
     name: str
     path: str
+    probe: Mapping[str, Any]
     methods: tuple[str, ...] = ("POST",)
 
 
+_HELLO = {"role": "user", "content": "."}
+
 ENDPOINTS = (
-    Endpoint("chat_completions", "chat/completions"),
-    Endpoint("completions", "completions"),
-    Endpoint("embeddings", "embeddings"),
-    Endpoint("images_generations", "images/generations"),
+    Endpoint("chat_completions", "chat/completions", {"messages": [_HELLO], "max_tokens": 1}),
+    Endpoint("completions", "completions", {"prompt": ".", "max_tokens": 1}),
+    Endpoint("embeddings", "embeddings", {"input": "."}),
+    Endpoint("images_generations", "images/generations", {"prompt": ""}),
 )
 
 # OpenAI's paths, the bare ones, and the three forms that Azure OpenAI has had.

@@ -1,5 +1,6 @@
 """The settings: environment variables in upper case, or lines of `.env`."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -176,3 +177,14 @@ def every_setting() -> dict[str, Any]:
         *(plugins.load(kind, name).Options for kind, name in chosen),
     ]
     return {name: field for schema in schemas for name, field in schema.model_fields.items()}
+
+
+def near_misses(environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable that is nearly called like a setting, and counts for nothing."""
+    known = every_setting()
+    lines = []
+    for variable in sorted(environ):
+        name = variable.lower()
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.9) if name not in known else []
+        lines += [f"{variable}: is not a setting; did you mean {it.upper()}?" for it in near]
+    return lines
