@@ -32,6 +32,8 @@ import uvicorn
 
 LINE = 2**26
 HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer"}
+# A body without a length goes on as it came: the client's side then frames it anew.
+CHUNKED = (b"transfer-encoding", b"chunked")
 
 
 # The worker's side: a process of its own
@@ -305,7 +307,9 @@ class Host:
         said = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
         invocation = Invocation(str(uuid.uuid4()), route.name, said)
         self.invocations[invocation.id] = invocation
-        headers = [(k, v) for k, v in scope["headers"] if k not in HOP_BY_HOP]
+        headers = [
+            (k, v) for k, v in scope["headers"] if k not in HOP_BY_HOP or (k, v.lower()) == CHUNKED
+        ]
         headers.append((b"x-ms-invocation-id", invocation.id.encode()))
         gone = asyncio.Event()
         body = _Incoming(receive, gone)

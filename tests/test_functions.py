@@ -143,6 +143,24 @@ async def test_a_caller_who_leaves_within_the_request_is_recorded(
     assert (record["status"], record["error"]) == (499, "caller_hung_up")
 
 
+async def test_a_body_that_comes_in_chunks_without_a_length_arrives_whole(
+    upstream: Upstream, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    body = json.dumps(CHAT).encode()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 10):
+            yield body[start : start + 10]
+
+    reply = await client.post(PATH, content=pieces(), headers={"content-type": "application/json"})
+
+    assert reply.request.headers["transfer-encoding"] == "chunked"
+    assert reply.status_code == 200
+    assert [asked.body for asked in upstream.journal] == [body]
+    [record] = await recorded(tmp_path, 1)
+    assert record["request"] == CHAT
+
+
 async def test_every_path_that_the_gateway_serves_is_routed_to_it(
     host: Host, client: httpx.AsyncClient
 ) -> None:
