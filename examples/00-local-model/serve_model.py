@@ -18,7 +18,7 @@ def model_file() -> str:
     return str(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
 
 
-def serve(port: int) -> xllamacpp.Server:
+def serve(port: int, threads: int | None) -> xllamacpp.Server:
     params = xllamacpp.CommonParams()
     params.model.path = model_file()
     params.model_alias = {"smollm2"}
@@ -29,6 +29,8 @@ def serve(port: int) -> xllamacpp.Server:
     params.n_ctx = 8192
     params.kv_unified = True  # a single call may use all of n_ctx
     params.verbosity = 0
+    if threads is not None:
+        params.cpuparams.n_threads = threads  # those for prompts follow it
     # The same server embeds: the mean of a text's tokens, which fit in one batch.
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
@@ -41,13 +43,14 @@ def main() -> None:
     options.add_argument(
         "--port", type=int, default=8081, help="0 takes a free one (default: 8081)"
     )
+    options.add_argument("--threads", type=int, help="that compute (default: llama.cpp's choice)")
     options.add_argument("--parent-pipe", action="store_true", help="end when standard input ends")
     args = options.parse_args()
     if args.parent_pipe:
         # A Ctrl-C reaches the whole terminal; the parent ends us when nobody needs us any more.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    server = serve(args.port)
+    server = serve(args.port, args.threads)
     print(f"LOCAL_MODEL_URL={server.listening_address}", flush=True)
 
     if args.parent_pipe:
