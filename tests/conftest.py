@@ -1,4 +1,4 @@
-"""Fixtures: a scripted upstream, and the gateway in front of it on a real socket."""
+"""Fixtures: a scripted upstream, the gateway in front of it on a real socket, and a real model."""
 
 import asyncio
 import json
@@ -13,8 +13,10 @@ import uvicorn
 
 from llamaxing.build import application
 from llamaxing.endpoints import ENDPOINTS
+from tests import services
 from tests.fakes import Upstream
 
+local_model = services.local_model
 EVERYTHING = [endpoint.name for endpoint in ENDPOINTS]
 
 

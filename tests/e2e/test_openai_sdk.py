@@ -12,16 +12,15 @@ import openai
 import pytest
 import pytest_asyncio
 
-from tests import services
 from tests.conftest import configure, model
 from tests.conftest import openai as instance
 from tests.e2e import Program, functions_app, uvicorn_shim
 from tests.fakes import DONE, Upstream, chunk
 from tests.functions_host import Host
+from tests.services import LocalModel
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
-local_model = services.local_model
 KEY = "sk-of-a-caller"
 WAYS = {"uvicorn": uvicorn_shim, "functions": functions_app}
 
@@ -68,7 +67,7 @@ async def upstream() -> AsyncIterator[Upstream]:
 async def gateway(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    local_model: services.LocalModel,
+    local_model: LocalModel,
     upstream: Upstream,
 ) -> AsyncIterator[Program | Host]:
     """One gateway for all tests here, in each of the ways to run it."""
