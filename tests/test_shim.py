@@ -1,11 +1,8 @@
 """`python -m llamaxing serve`, as its users run it: a process of its own."""
 
 import asyncio
-import contextlib
-import os
 import signal
-import socket
-import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,9 +11,9 @@ import httpx
 import pytest
 
 from tests.conftest import configure, model, openai
+from tests.e2e import start_shim, uvicorn_shim
 from tests.fakes import CHAT, DONE, Upstream, chunk
 
-ROOT = Path(__file__).parent.parent
 STREAM = {**CHAT, "stream": True}
 
 
@@ -24,34 +21,11 @@ STREAM = {**CHAT, "stream": True}
 async def serving(
     environ: dict[str, str], folder: Path, *more: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = await start(environ, folder, "--port", str(port), *more)
-    url = f"http://127.0.0.1:{port}"
-    async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as client:
-        try:
-            while True:
-                assert process.returncode is None
-                with contextlib.suppress(httpx.TransportError):
-                    if (await client.get("/health/live")).status_code == 200:
-                        break
-                await asyncio.sleep(0.05)
-            yield process, client
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            await process.communicate()
-
-
-async def start(environ: dict[str, str], folder: Path, *more: str) -> asyncio.subprocess.Process:
-    inherited = {name: os.environ[name] for name in os.environ if name.startswith("COV")}
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llamaxing", "serve", *more),
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **inherited, **environ},
-        stderr=asyncio.subprocess.PIPE,
-    )
+    async with (
+        uvicorn_shim(environ, folder, *more, stderr=PIPE) as program,
+        httpx.AsyncClient(base_url=program.url, timeout=30, verify=False) as client,
+    ):
+        yield program.process, client
 
 
 async def call_for_ever(url: httpx.URL) -> None:
@@ -61,7 +35,8 @@ async def call_for_ever(url: httpx.URL) -> None:
 
 
 async def test_faults_are_told_a_line_each_and_the_exit_code_is_1(tmp_path: Path) -> None:
-    process = await start({"AUTH_METHOD": "ldap", "DEBUG_LEVEL": "9"}, tmp_path)
+    faults = {"AUTH_METHOD": "ldap", "DEBUG_LEVEL": "9"}
+    process = await start_shim(faults, tmp_path, stderr=PIPE)
 
     _, told = await process.communicate()
 

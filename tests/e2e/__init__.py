@@ -22,27 +22,45 @@ class Program:
     """A gateway that runs in a process of its own."""
 
     url: str
-    pid: int
+    process: asyncio.subprocess.Process
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
 
 @asynccontextmanager
-async def uvicorn_shim(settings: Mapping[str, str], folder: Path) -> AsyncIterator[Program]:
-    """`python -m llamaxing serve`, in `folder` and with these settings, until it is told to end."""
+async def uvicorn_shim(
+    settings: Mapping[str, str], folder: Path, *more: str, stderr: int | None = None
+) -> AsyncIterator[Program]:
+    """`start_shim` on a free port, from when it is ready until it is told to end."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llamaxing", "serve", "--port", str(port), "--grace", "5"),
-        cwd=folder,
-        env={**_without_settings(os.environ), "PYTHONPATH": str(PROJECT), **settings},
-    )
+    arguments = ("--port", str(port), "--grace", "5", *more)
+    process = await start_shim(settings, folder, *arguments, stderr=stderr)
     try:
         async with asyncio.timeout(30):
-            await _until_ready(url, server)
-        yield Program(url, server.pid)
+            await _until_ready(url, process)
+        yield Program(url, process)
     finally:
-        if server.returncode is None:
-            server.terminate()
-        await server.wait()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.communicate()
+
+
+async def start_shim(
+    settings: Mapping[str, str], folder: Path, *more: str, stderr: int | None = None
+) -> asyncio.subprocess.Process:
+    """`python -m llamaxing serve`, in `folder` and with these settings.
+
+    What it writes to standard error is the test's own, or a pipe's that the test reads.
+    """
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llamaxing", "serve", *more),
+        cwd=folder,
+        env={**_without_settings(os.environ), "PYTHONPATH": str(PROJECT), **settings},
+        stderr=stderr,
+    )
 
 
 @asynccontextmanager
