@@ -21,8 +21,8 @@ CallerGone                    nobody is left to answer
 import json
 from collections.abc import Mapping, Sequence
 
-# Characters of a caller's own words that an error repeats.
-_SHOWN = 200
+# Characters of a caller's own words that an error or a line of the log repeats.
+SHOWN = 200
 
 
 class GatewayError(Exception):
@@ -78,7 +78,7 @@ class NotForThisEndpoint(InvalidRequest):
 
     def __init__(self, model: str, endpoint: str, served: Sequence[str]) -> None:
         super().__init__(
-            f"The model '{model}' does not serve {endpoint}; it serves {', '.join(served)}."
+            f"The model '{model[:SHOWN]}' does not serve {endpoint}; it serves {', '.join(served)}."
         )
 
 
@@ -105,7 +105,7 @@ class ModelNotAllowed(Forbidden):
     param = "model"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"You are not allowed to use the model '{model}'.")
+        super().__init__(f"You are not allowed to use the model '{model[:SHOWN]}'.")
 
 
 class NotFound(GatewayError):
@@ -118,14 +118,14 @@ class ModelNotFound(NotFound):
     param = "model"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model '{model[:_SHOWN]}' does not exist here.")
+        super().__init__(f"The model '{model[:SHOWN]}' does not exist here.")
 
 
 class UnknownURL(NotFound):
     code = "unknown_url"
 
     def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"Unknown request URL: {method} {path[:_SHOWN]}.")
+        super().__init__(f"Unknown request URL: {method} {path[:SHOWN]}.")
 
 
 class MethodNotAllowed(GatewayError):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+from llamaxing.errors import SHOWN
 from llamaxing.exchange import Exchange
 from llamaxing.logs import TEXTS, log
 from llamaxing.sinks import Sink
@@ -57,7 +58,7 @@ def _log_line(exchange: Exchange) -> None:
         exchange.endpoint.name,
         exchange.status,
         # A caller's own words are quoted: no line of the log can be forged.
-        ascii(exchange.model) if exchange.model else "-",
+        ascii(exchange.model[:SHOWN]) if exchange.model else "-",
         exchange.instance or "-",
         len(exchange.attempts),
         exchange.identity.id if exchange.identity else "-",

@@ -93,6 +93,28 @@ async def test_bad_input_is_refused_with_a_sentence_and_recorded(
     assert (record["status"], record["error"], record["complete"]) == (status, code, True)
 
 
+async def test_a_refusal_repeats_the_start_of_a_very_long_name_of_a_model(
+    serve: Serve, upstream: Upstream
+) -> None:
+    elsewhere, closed, unknown = ("o" * 200_000, "c" * 200_000, "u" * 200_000)
+    models = [
+        model(openai(upstream, "i1"), id=elsewhere, capabilities=["embeddings"]),
+        model(openai(upstream, "i2"), id=closed),
+    ]
+    gateway = await serve(models, [{"id": "a", "auth_key": "k", "models": ["o*"]}])
+
+    replies = [
+        await gateway.post(PATH, json={**CHAT, "model": name}, headers={"api-key": "k"})
+        for name in (elsewhere, closed, unknown)
+    ]
+
+    assert [reply.json()["error"]["message"] for reply in replies] == [
+        f"The model '{'o' * 200}' does not serve chat_completions; it serves embeddings.",
+        f"You are not allowed to use the model '{'c' * 200}'.",
+        f"The model '{'u' * 200}' does not exist here.",
+    ]
+
+
 async def test_a_model_that_does_not_serve_the_endpoint_says_which_it_serves(
     upstream: Upstream, serve: Serve
 ) -> None:
@@ -290,6 +312,18 @@ async def test_a_callers_words_cannot_forge_a_line_of_the_log(
     await gateway.recorded()
 
     assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+async def test_a_very_long_name_of_a_model_takes_a_short_line_of_the_log(
+    gateway: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "llamaxing")
+
+    await gateway.post(PATH, json={**CHAT, "model": "x" * 200_000})
+    await gateway.recorded()
+
+    [line] = [it.getMessage() for it in caplog.records if "xxx" in it.getMessage()]
+    assert f"model='{'x' * 200}' " in line
 
 
 async def test_the_log_has_a_line_a_call_and_no_prompt(
