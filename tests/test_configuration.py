@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import logging
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ from llamaxing.catalog import Catalog
 from llamaxing.configuration import Live, Watch
 from llamaxing.copies import Copies
 from llamaxing.errors import ConfigurationError
+from llamaxing.logs import log
 from llamaxing.sources import Reading
 from tests.conftest import Serve, Served, configure, model, openai
 from tests.fakes import CHAT, DONE, Upstream, chunk
@@ -343,9 +345,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
 
 
-async def test_a_thousand_reloads_leave_nothing_behind(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_thousand_reloads_leave_nothing_behind(tmp_path: Path) -> None:
     """Of threads, tasks and connections by count; of memory by the objects that live."""
     models = [
         {
@@ -357,6 +357,8 @@ async def test_a_thousand_reloads_leave_nothing_behind(
     ]
     clock = Clock()
     built = await Build(configure(tmp_path, models), clock).all()
+    # pytest keeps each line.
+    log.setLevel(logging.WARNING)
     file = tmp_path / "models.json"
     versions = set()
 
@@ -370,7 +372,6 @@ async def test_a_thousand_reloads_leave_nothing_behind(
     async def weigh(first: int, last: int) -> tuple[int, int, int, int]:
         for number in range(first, last):
             await reload(number)
-        caplog.clear()
         gc.collect()
         tasks = len(asyncio.all_tasks())
         return len(gc.get_objects()), threading.active_count(), tasks, open_files()

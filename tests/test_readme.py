@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from llamaxing import plugins, settings
@@ -15,6 +16,9 @@ from llamaxing.reference import Reference
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 JSON_BLOCKS = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+EXAMPLES = sorted(
+    path for path in ROOT.glob("examples/**/models*.json") if ".schema." not in path.name
+)
 SCHEMA = model_schema(
     {name: plugins.load("providers", name) for name in plugins.names("providers")}
 )
@@ -51,9 +55,16 @@ def test_the_files_it_shows_are_read_without_a_fault() -> None:
     assert len(read_identities(json.dumps(identities).encode(), "identities.json", "s", {})) == 2
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/**/models*.json")), ids=str)
+@pytest.mark.parametrize("path", EXAMPLES, ids=str)
 def test_every_example_is_read_without_a_fault(path: Path) -> None:
     read_models(path.read_bytes(), path.name, "models_source", SCHEMA, Anything())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=str)
+def test_an_editor_that_knows_the_schema_finds_no_fault_in_an_example(path: Path) -> None:
+    schema = json.loads((ROOT / "examples" / "models.schema.json").read_text())
+
+    jsonschema.validate(json.loads(path.read_text()), schema)
 
 
 def test_it_lists_every_endpoint() -> None:
