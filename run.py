@@ -37,6 +37,8 @@ PYTHON = str(VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 GATEWAY = ("requirements.txt", "requirements-shim.txt")
 LOCAL = "requirements-local.txt"
 DEVELOPMENT = "requirements-dev.txt"
+NPM = "requirements-npm.txt"
+STAMP = VENV / "run.py.json"  # what is installed: a digest of each of these files
 AZURE = ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_DEPLOYMENT")
 EXAMPLE = "examples/00-local-model"
 START = 60  # seconds that the gateway may take until it answers
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def test(arguments: Sequence[str]) -> int:
     install(*GATEWAY, LOCAL, DEVELOPMENT)
+    install_npm()
     pytest = ["pytest", *(arguments or ["--cov"])]
     failed = []
     for step in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], pytest):
@@ -103,10 +106,7 @@ def say(text: str) -> None:
 def install(*files: str) -> None:
     """Brings .venv to what these requirements files say; at once where it is already."""
     make_venv()
-    stamp = VENV / "run.py.json"
-    installed = json.loads(stamp.read_text()) if stamp.exists() else {}
-    wanted = {name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in files}
-    if wanted.items() <= installed.items():
+    if is_installed(*files):
         return
 
     say(f"installing {', '.join(files)} (first time, about a minute)")
@@ -115,7 +115,40 @@ def install(*files: str) -> None:
         pip("--no-deps", "-r", LOCAL)
     if DEVELOPMENT in files and sys.version_info < (3, 13):
         pip("--no-deps", "--ignore-requires-python", pinned("azure-functions-runtime"))
-    stamp.write_text(json.dumps({**installed, **wanted}, indent=2))
+    stamp(*files)
+
+
+def install_npm() -> None:
+    """Servers for the tests, by the npm that pip has installed. Tests go on without them."""
+    if is_installed(NPM):
+        return
+
+    say(f"installing {NPM} (first time, about half a minute)")
+    lines = (HERE / NPM).read_text(encoding="utf-8").splitlines()
+    packages = [line for line in lines if line and not line.startswith("#")]
+    quiet = ("--loglevel=error", "--no-audit", "--no-fund")
+    bare = ("--no-save", "--no-package-lock", "--ignore-scripts", f"--prefix={VENV / 'npm'}")
+    npm = str(Path(PYTHON).with_name("npm"))
+    if subprocess.call([npm, "install", *quiet, *bare, *packages]) == 0:
+        stamp(NPM)
+    else:
+        say(f"npm could not install {' '.join(packages)}; the tests that need it are skipped")
+
+
+def is_installed(*files: str) -> bool:
+    return digests(*files).items() <= stamped().items()
+
+
+def stamp(*files: str) -> None:
+    STAMP.write_text(json.dumps(stamped() | digests(*files), indent=2))
+
+
+def stamped() -> dict[str, str]:
+    return dict(json.loads(STAMP.read_text())) if STAMP.exists() else {}
+
+
+def digests(*files: str) -> dict[str, str]:
+    return {name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in files}
 
 
 def make_venv() -> None:

@@ -17,6 +17,9 @@ from tests import services
 from tests.fakes import Upstream
 
 local_model = services.local_model
+azurite = services.azurite
+azurite_oauth = services.azurite_oauth
+
 EVERYTHING = [endpoint.name for endpoint in ENDPOINTS]
 
 

