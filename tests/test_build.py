@@ -94,6 +94,44 @@ async def test_what_is_unsafe_is_warned_of(
     assert warning in caplog.text
 
 
+async def test_the_keys_of_the_examples_are_warned_of_and_refused_on_azure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environ = configure(tmp_path, MODELS, [{"id": "a", "auth_key": "sample-key-of-a"}])
+    what = "a key that begins with 'sample-' is known to everybody; make one of your own"
+
+    built = await Build(environ).all()
+    await built.gateway.aclose()
+    [found] = await faults(environ | {"WEBSITE_INSTANCE_ID": "x"})
+
+    assert f"identity 'a': {what}" in caplog.text
+    assert found == f"identity_store_json_filename: 'a': {what}"
+    assert "sample-key-of-a" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://10.0.0.7/v1", True),
+        ("http://localhost:1/v1", False),
+        ("http://127.0.0.1:1/v1", False),
+        ("http://[::1]:1/v1", False),
+        ("https://10.0.0.7/v1", False),
+    ],
+)
+async def test_a_key_that_crosses_a_network_in_the_clear_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, url: str, warned: bool
+) -> None:
+    [model] = MODELS
+    [instance] = model["instances"]  # type: ignore[misc]
+    there = {**model, "instances": [{**instance, "openai_base_url": url}]}  # type: ignore[dict-item]
+
+    built = await Build(configure(tmp_path, [there])).all()
+    await built.gateway.aclose()
+
+    assert ("instance i is reached by http: its key can be read" in caplog.text) == warned
+
+
 async def test_callers_get_503_that_names_the_setting_and_no_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -265,7 +265,7 @@ async def test_a_function_key_is_asked_for_by_a_setting_and_goes_no_further(
 
 
 async def test_an_unknown_auth_level_is_refused_with_the_values_there_are() -> None:
-    with pytest.raises(ConfigurationError, match="should be 'anonymous' or 'function'"):
+    with pytest.raises(ConfigurationError, match="has to be 'anonymous' or 'function'"):
         functions.auth_level({"FUNCTIONS_AUTH_LEVEL": "admin"})
 
 
