@@ -126,10 +126,11 @@ def install_npm() -> None:
     say(f"installing {NPM} (first time, about half a minute)")
     lines = (HERE / NPM).read_text(encoding="utf-8").splitlines()
     packages = [line for line in lines if line and not line.startswith("#")]
-    quiet = ("--loglevel=error", "--no-audit", "--no-fund")
+    quiet = ("--loglevel=error", "--no-audit", "--no-fund", "--fetch-retry-mintimeout=1000")
     bare = ("--no-save", "--no-package-lock", "--ignore-scripts", f"--prefix={VENV / 'npm'}")
     npm = str(Path(PYTHON).with_name("npm"))
-    if subprocess.call([npm, "install", *quiet, *bare, *packages]) == 0:
+    command = [npm, "install", *quiet, *bare, *packages]
+    if subprocess.call(command, stdout=subprocess.DEVNULL) == 0:
         stamp(NPM)
     else:
         say(f"npm could not install {' '.join(packages)}; the tests that need it are skipped")
