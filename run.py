@@ -127,9 +127,10 @@ def install_npm() -> None:
     lines = (HERE / NPM).read_text(encoding="utf-8").splitlines()
     packages = [line for line in lines if line and not line.startswith("#")]
     quiet = ("--loglevel=error", "--no-audit", "--no-fund", "--fetch-retry-mintimeout=1000")
+    patience = ("--fetch-timeout=60000", "--fetch-retries=1")
     bare = ("--no-save", "--no-package-lock", "--ignore-scripts", f"--prefix={VENV / 'npm'}")
     npm = str(Path(PYTHON).with_name("npm"))
-    command = [npm, "install", *quiet, *bare, *packages]
+    command = [npm, "install", *quiet, *patience, *bare, *packages]
     if subprocess.call(command, stdout=subprocess.DEVNULL) == 0:
         stamp(NPM)
     else:
