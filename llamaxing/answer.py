@@ -1,6 +1,7 @@
 """An upstream's reply, and what it is worth: an answer, or a reason to ask elsewhere."""
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -80,11 +81,15 @@ class _Rest(httpx.AsyncByteStream):
 
 @dataclass(slots=True)
 class Failure:
-    """Why an instance has no answer: what the caller is told, or the upstream's own words."""
+    """Why an instance has no answer: what the caller is told, or the upstream's own words.
+
+    `wait`: seconds that it asks to be left alone. `counts`: whether it speaks against the instance.
+    """
 
     error: GatewayError
     answer: Answer | None = None
     wait: float | None = None
+    counts: bool = True
 
 
 async def judged(answer: Answer, model: str, instance: str) -> Answer | Failure:
@@ -124,10 +129,23 @@ async def _failed(answer: Answer, model: str) -> Failure:
     if words is None or not answer.whole:
         await answer.aclose()
         words = None
+    if answer.status == 404:
+        return Failure(
+            UpstreamBadResponse(model, "status 404"), words, counts=_says_it_has_no_model(words)
+        )
+    wait = retry_after({k.lower(): v for k, v in answer.texts()}, time.time())
     if answer.status == 429:
-        wait = retry_after({k.lower(): v for k, v in answer.texts()}, time.time())
         return Failure(AllInstancesThrottled(model), words, wait)
-    return Failure(UpstreamBadResponse(model, f"status {answer.status}"), words)
+    return Failure(UpstreamBadResponse(model, f"status {answer.status}"), words, wait)
+
+
+def _says_it_has_no_model(words: Answer | None) -> bool:
+    """Whether a 404 is about the deployment, and not about an id that the caller sent."""
+    try:
+        code = json.loads(b"".join(words.held))["error"]["code"] if words else None
+    except (ValueError, KeyError, TypeError):
+        return False
+    return code in ("DeploymentNotFound", "model_not_found")
 
 
 def _nonsense(answer: Answer) -> str | None:
@@ -141,8 +159,9 @@ def _nonsense(answer: Answer) -> str | None:
     return None
 
 
-def last_word(failures: Sequence[Failure]) -> Answer:
-    """What the caller gets when every instance failed.
+def last_word(failures: Sequence[Failure], waits: Sequence[float] = ()) -> Answer:
+    """What the caller gets when every instance failed. `waits`: of those that were left alone,
+    since they are throttled.
 
     A refused credential is ours to mend and says least to a caller, so any other failure goes
     before it.
@@ -150,15 +169,18 @@ def last_word(failures: Sequence[Failure]) -> Answer:
     last = [f for f in failures if not isinstance(f.error, UpstreamAuth)] or failures
     failure = last[-1]
     if all(isinstance(f.error, AllInstancesThrottled) for f in failures):
-        return _throttled(failures, failure)
+        return _throttled([*_waits(failures), *waits], failure)
     if failure.answer is None:
         raise failure.error
     return failure.answer
 
 
-def _throttled(failures: Sequence[Failure], last: Failure) -> Answer:
+def _waits(failures: Sequence[Failure]) -> Sequence[float]:
+    return [failure.wait for failure in failures if failure.wait is not None]
+
+
+def _throttled(waits: Sequence[float], last: Failure) -> Answer:
     """The last 429 with the least wait of all: by then one instance is free."""
-    waits = [f.wait for f in failures if f.wait is not None]
     hint = {}
     if waits:
         hint = {

@@ -27,7 +27,7 @@ from llamaxing.identity import Identities, Identity, read_identities
 from llamaxing.logs import LEVELS, log
 from llamaxing.recorder import Recorder
 from llamaxing.reference import Reference
-from llamaxing.selection import Selector
+from llamaxing.selection import Pauses, Selector
 from llamaxing.settings import Settings
 from llamaxing.sinks import Sink
 from llamaxing.upstream import AiohttpTransport, Timeouts
@@ -39,12 +39,14 @@ V = TypeVar("V")
 _LONGEST_ON_AZURE = 220.0
 
 
-def application(environ: Mapping[str, str] | None = None) -> Application:
+def application(
+    environ: Mapping[str, str] | None = None, clock: Callable[[], float] = time.monotonic
+) -> Application:
     """The ASGI application. Nothing is read until its first request, or its lifespan."""
 
     async def open_gateway() -> tuple[Gateway, BodyLimits]:
         given = os.environ if environ is None else environ
-        built = await Build(settings.environment(given, Path.cwd())).all()
+        built = await Build(settings.environment(given, Path.cwd()), clock).all()
         return built.gateway, BodyLimits(built.settings.app_request_body_limit)
 
     return Application(open_gateway)
@@ -74,7 +76,7 @@ class Build:
     def __init__(
         self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`clock`: seconds, by which the configuration is looked at again."""
+        """`clock`: seconds, by which the configuration is looked at again and cooldowns end."""
         self._environ = environ
         self._clock = clock
         self._errors: list[ConfigurationError] = []
@@ -111,7 +113,7 @@ class Build:
             raise ConfigurationError.all(self._errors)
         forward = Forwarder(
             transport,
-            Selector(random.Random()),
+            Selector(random.Random(), _pauses(chosen), self._clock),
             self._timeouts(chosen),
             chosen.upstream_attempts,
         )
@@ -242,6 +244,16 @@ def _identities_source(chosen: Settings) -> tuple[str, str] | None:
     if chosen.identity_store == "none":
         return None
     return "identity_store_json_filename", f"file:{chosen.identity_store_json_filename}"
+
+
+def _pauses(chosen: Settings) -> Pauses:
+    return Pauses(
+        throttled=chosen.cooldown,
+        longest=chosen.cooldown_limit,
+        refused=chosen.auth_cooldown,
+        broken=chosen.breaker_pause,
+        failures=chosen.breaker_failures,
+    )
 
 
 def _folder(chosen: Settings) -> Path | None:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import httpx
@@ -63,18 +64,20 @@ class Forwarder:
         """
         deadline = asyncio.get_running_loop().time() + self._timeouts.total
         failures = []
-        for instance in self._selector.order(call.model)[: self._attempts]:
+        for instance in islice(self._selector.candidates(call.model), self._attempts):
             attempt = Attempt(instance.id, time.time())
             exchange.attempts.append(attempt)
+            outcome: Answer | Failure | None = None
             try:
                 outcome = await self._ask(instance, call, attempt, deadline)
             finally:
                 attempt.finished = time.time()
+                self._selector.report(instance, outcome)
             if isinstance(outcome, Answer):
                 return outcome
             attempt.error = outcome.error.code
             failures.append(outcome)
-        return last_word(failures)
+        return last_word(failures, self._selector.waits(call.model))
 
     async def aclose(self) -> None:
         await self._transport.aclose()

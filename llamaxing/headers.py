@@ -1,6 +1,7 @@
 """Header hygiene: what may cross the gateway, in either direction. Everything else stays behind."""
 
 import email.utils
+import math
 import re
 from collections.abc import Mapping
 
@@ -59,7 +60,8 @@ def request_id(callers: Mapping[str, str], otherwise: str) -> str:
 
 
 def retry_after(upstreams: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait, by `retry-after-ms` or by `Retry-After` (seconds or a date); None: unknown.
+    """Seconds to wait, by `retry-after-ms`, `Retry-After` (seconds or a date), or the reset of a
+    rate limit; None: unknown.
 
     Azure says -1 or 0 where it does not know.
     """
@@ -68,10 +70,40 @@ def retry_after(upstreams: Mapping[str, str], now: float) -> float | None:
             seconds = float(upstreams.get(name, "")) * factor
         except ValueError:
             continue
-        if seconds > 0:
+        if 0 < seconds < math.inf:
             return seconds
     try:
         date = email.utils.parsedate_to_datetime(upstreams.get("retry-after", ""))
     except ValueError:
-        return None
+        return _reset(upstreams)
     return max(0.0, date.timestamp() - now) or None
+
+
+def _reset(upstreams: Mapping[str, str]) -> float | None:
+    """When the limit that is used up is reset; without a word of which that is, the nearest."""
+    resets: dict[bool, list[float]] = {}
+    for spelling in ("x-ratelimit", "x-rate-limit"):
+        for what in ("requests", "tokens"):
+            seconds = _seconds(upstreams.get(f"{spelling}-reset-{what}", ""))
+            if seconds:
+                used_up = upstreams.get(f"{spelling}-remaining-{what}", "").strip() in ("0", "-1")
+                resets.setdefault(used_up, []).append(seconds)
+    if True in resets:
+        return max(resets[True])
+    return min(resets[False]) if resets else None
+
+
+def _seconds(duration: str) -> float | None:
+    """A duration as Go writes it (`1m30.5s`, `20ms`), or plain seconds."""
+    if _GO.fullmatch(duration):
+        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(duration))
+    try:
+        seconds = float(duration)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < math.inf else None
+
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "ns": 1e-9}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|\u00b5s|ns|h|m|s)")
+_GO = re.compile(f"(?:{_PART.pattern})+")

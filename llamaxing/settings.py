@@ -101,6 +101,34 @@ class Settings(BaseModel, frozen=True):
     upstream_connections: int = Field(
         default=2000, gt=0, description="How many connections to upstreams there may be at once."
     )
+    cooldown: float = Field(
+        default=5,
+        ge=0,
+        description="Seconds that a throttled instance is left alone where it does not say how "
+        "long.",
+    )
+    cooldown_limit: float = Field(
+        default=300,
+        ge=0,
+        description="Seconds of the longest pause, whatever an instance asks for.",
+    )
+    auth_cooldown: float = Field(
+        default=60,
+        ge=0,
+        description="Seconds that an instance is left alone that refused the gateway's key.",
+    )
+    breaker_failures: int = Field(
+        default=3,
+        gt=0,
+        description="How many failures in a row (5xx, no connection, no header in time) have an "
+        "instance left alone.",
+    )
+    breaker_pause: float = Field(
+        default=5,
+        ge=0,
+        description="Seconds of the first such pause; it doubles each time, is spread by chance, "
+        "and one call then tries whether it is over.",
+    )
     logging_client: str = Field(
         default="none", description="Where a record of each call goes: `none`, `jsonl`."
     )

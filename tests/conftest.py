@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -84,10 +85,11 @@ async def serve(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Serve]:
         async def start(
             models: Sequence[dict[str, Any]] = default,
             identities: Sequence[dict[str, Any]] = (),
+            clock: Callable[[], float] = time.monotonic,
             **settings: str,
         ) -> Served:
             environ = configure(tmp_path, models, identities) | settings
-            return await stack.enter_async_context(running(environ, tmp_path))
+            return await stack.enter_async_context(running(environ, tmp_path, clock))
 
         yield start
 
@@ -113,9 +115,11 @@ def configure(
 
 
 @asynccontextmanager
-async def running(environ: dict[str, str], folder: Path) -> AsyncIterator[Served]:
+async def running(
+    environ: dict[str, str], folder: Path, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Served]:
     """The gateway under uvicorn, in this process."""
-    config = uvicorn.Config(application(environ), port=0, log_level="warning", lifespan="on")
+    config = uvicorn.Config(application(environ, clock), port=0, log_level="warning", lifespan="on")
     config.load()
     # The parts of `serve()` without its waits, which are a tenth of a second each.
     server = uvicorn.Server(config)

@@ -38,6 +38,16 @@ def chunk(text: str, **more: Any) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
+class Clock:
+    """Stands still until a test moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @dataclass
 class Asked:
     """One request as it arrived, and what became of its connection."""
@@ -145,6 +155,10 @@ class Upstream:
     def fails(self, instance: str, ends: str) -> "Upstream":
         self.script(instance, Reply(ends=ends))
         return self
+
+    def forget(self, instance: str) -> None:
+        """It answers again as it does by default."""
+        self._scripts.pop(instance, None)
 
     def closes_idle_connections(self) -> None:
         """From here on a connection that has answered is closed when its next request comes."""

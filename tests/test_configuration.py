@@ -23,7 +23,7 @@ from llamaxing.errors import ConfigurationError
 from llamaxing.logs import log
 from llamaxing.sources import Reading
 from tests.conftest import Serve, Served, configure, model, openai
-from tests.fakes import CHAT, DONE, Upstream, chunk
+from tests.fakes import CHAT, DONE, Clock, Upstream, chunk
 
 PATH = "/v1/chat/completions"
 SOON = {"CONFIGURATION_RELOAD_INTERVAL": "0.001"}
@@ -55,14 +55,6 @@ def parse(raw: bytes) -> Any:
     if raw == b"bad":
         raise ConfigurationError(["models.json: is bad"], ["models_source"])
     return Catalog([])
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def started(shelf: Shelf, clock: Callable[[], float], folder: Path | None = None) -> Live:
