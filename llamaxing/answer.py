@@ -30,13 +30,17 @@ _TRIED_ELSEWHERE = frozenset({404, 408, 429, 500, 502, 503, 504})
 
 @dataclass(slots=True)
 class Answer:
-    """An upstream's reply: its head, what is `held` of its body, and what is still to come."""
+    """An upstream's reply: its head, what is `held` of its body, and what is still to come.
+
+    `counted`: its tokens are counted in a stream because we asked for it, and not the caller.
+    """
 
     status: int
     headers: Headers
     stream: httpx.AsyncByteStream
     held: list[bytes] = field(default_factory=list)
     whole: bool = False
+    counted: bool = False
 
     def texts(self) -> Iterator[tuple[str, str]]:
         return ((k.decode("latin-1"), v.decode("latin-1")) for k, v in self.headers)

@@ -9,19 +9,21 @@ from typing import Any
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """`name` is also the capability that a model needs; `path` is OpenAI's, below `/v1/`. `probe`
-    is the least that can be asked for: a token, or what is refused before it costs anything."""
+    is the least that can be asked for: a token, or what is refused before it costs anything.
+    `stream_usage`: whether its streams count their tokens when `stream_options` asks for it."""
 
     name: str
     path: str
     probe: Mapping[str, Any]
+    stream_usage: bool = False
     methods: tuple[str, ...] = ("POST",)
 
 
 _HELLO = {"role": "user", "content": "."}
 
 ENDPOINTS = (
-    Endpoint("chat_completions", "chat/completions", {"messages": [_HELLO], "max_tokens": 1}),
-    Endpoint("completions", "completions", {"prompt": ".", "max_tokens": 1}),
+    Endpoint("chat_completions", "chat/completions", {"messages": [_HELLO], "max_tokens": 1}, True),
+    Endpoint("completions", "completions", {"prompt": ".", "max_tokens": 1}, True),
     Endpoint("embeddings", "embeddings", {"input": "."}),
     Endpoint("images_generations", "images/generations", {"prompt": ""}),
 )

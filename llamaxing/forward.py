@@ -32,7 +32,10 @@ from llamaxing.upstream import Content, Timeouts
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is asked of an upstream, the same for each instance that is tried."""
+    """What is asked of an upstream, the same for each instance that is tried.
+
+    `counting`: the `stream_options` to send instead of the caller's, where the instance takes them.
+    """
 
     model: Model
     endpoint: Endpoint
@@ -40,6 +43,7 @@ class Call:
     edits: Mapping[str, Any]
     headers: Mapping[str, str]
     streamed: bool
+    counting: Mapping[str, Any] | None = None
 
 
 class Forwarder:
@@ -56,6 +60,8 @@ class Forwarder:
         self._selector = selector
         self._timeouts = timeouts
         self._attempts = attempts
+        # Those that refused to count the tokens of a stream.
+        self._uncounting: set[Instance] = set()
 
     async def __call__(self, call: Call, exchange: Exchange) -> Answer:
         """The first instance's answer that is one, else the last failure's.
@@ -70,6 +76,9 @@ class Forwarder:
             outcome: Answer | Failure | None = None
             try:
                 outcome = await self._ask(instance, call, attempt, deadline)
+                if _refuses_to_count(outcome):
+                    self._uncounting.add(instance)
+                    outcome = await self._ask(instance, call, attempt, deadline)
             finally:
                 attempt.finished = time.time()
                 self._selector.report(instance, outcome)
@@ -105,6 +114,7 @@ class Forwarder:
             return Failure(UpstreamBadResponse(name, "something that is not HTTP"))
         attempt.status = response.status_code
         answer = Answer(response.status_code, response.headers.raw, _stream(response))
+        answer.counted = self._counts(instance, call)
         try:
             async with asyncio.timeout_at(deadline):
                 return await judged(answer, name, instance.id)
@@ -114,8 +124,13 @@ class Forwarder:
                 raise UpstreamTimeout(name, self._timeouts.total) from error
             raise
 
+    def _counts(self, instance: Instance, call: Call) -> bool:
+        return call.counting is not None and instance not in self._uncounting
+
     async def _request(self, instance: Instance, call: Call) -> httpx.Request:
-        wanted = instance.edits(call.endpoint, call.model.id)
+        wanted = dict(instance.edits(call.endpoint, call.model.id))
+        if self._counts(instance, call):
+            wanted["stream_options"] = call.counting
         changed = {name: value for name, value in wanted.items() if call.payload.get(name) != value}
         content = Content(call.payload.edited({**call.edits, **changed}))
         return httpx.Request(
@@ -133,6 +148,16 @@ class Forwarder:
                 "timeout": {"connect": self._timeouts.connect, "read": self._timeouts.idle}
             },
         )
+
+
+def _refuses_to_count(outcome: Answer | Failure) -> bool:
+    """A 400 for what we added ourselves, and no caller can mend."""
+    return (
+        isinstance(outcome, Answer)
+        and outcome.counted
+        and outcome.status == 400
+        and b"stream_options" in b"".join(outcome.held)
+    )
 
 
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:

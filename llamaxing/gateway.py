@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from llamaxing import endpoints, headers
 from llamaxing.answer import Answer
@@ -117,6 +118,7 @@ class Gateway:
             {METADATA: REMOVE} if METADATA in payload else {},
             headers.upwards(request.headers),
             exchange.streamed,
+            _counting(exchange, payload),
         )
         return await self._forward(call, exchange)
 
@@ -188,6 +190,17 @@ def _metadata(payload: Payload) -> dict[str, object] | None:
     if given is not None and not isinstance(given, dict):
         raise InvalidType(f"The parameter '{METADATA}' has to be an object.", METADATA)
     return given
+
+
+def _counting(exchange: Exchange, payload: Payload) -> dict[str, Any] | None:
+    """The `stream_options` that have a stream count its tokens, where a record will tell them and
+    the caller does not ask for them."""
+    if not (exchange.streamed and exchange.endpoint.stream_usage and exchange.reply.most):
+        return None
+    given = payload.get("stream_options")
+    if given is not None and (not isinstance(given, dict) or "include_usage" in given):
+        return None
+    return {**(given or {}), "include_usage": True}
 
 
 def _model(payload: Payload) -> str:

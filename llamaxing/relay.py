@@ -17,7 +17,8 @@ class BrokenOff(Exception):
 
 
 async def relay(answer: Answer, exchange: Exchange) -> AsyncIterator[bytes]:
-    """Every byte of the answer, as it came and when it came.
+    """Every byte of the answer, as it came and when it came; but for the count of tokens that we
+    asked for in the caller's stead.
 
     A stream of events that breaks ends with an error event, and without `[DONE]`; anything else
     that breaks raises `BrokenOff`. `exchange.complete` is set once the last byte, or the event
@@ -25,14 +26,17 @@ async def relay(answer: Answer, exchange: Exchange) -> AsyncIterator[bytes]:
     """
     events = answer.media_type == "text/event-stream" and not answer.header(b"content-encoding")
     framer = sse.Framer() if events else None
+    uncounted = sse.Uncounted(framer) if framer and answer.counted else None
     try:
         async for chunk in _chunks(answer):
             if exchange.first_byte is None:
                 exchange.first_byte = time.time()
             exchange.reply.add(chunk)
             log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
-            yield chunk
-            if framer is not None and any(map(_ends_stream, framer.feed(chunk))):
+            whole = framer.feed(chunk) if framer else []
+            if passed := uncounted.feed(chunk, whole) if uncounted else chunk:
+                yield passed
+            if any(map(_ends_stream, whole)):
                 exchange.complete = True
     except httpx.TransportError as error:
         if exchange.complete:
@@ -40,8 +44,11 @@ async def relay(answer: Answer, exchange: Exchange) -> AsyncIterator[bytes]:
         exchange.error = "upstream_stream_broken"
         if framer is None:
             raise BrokenOff from error
-        yield (b"\n\n" if framer.within_event else b"") + _BROKEN
+        rest = uncounted.rest() if uncounted else b""
+        yield rest + (b"\n\n" if framer.within_event else b"") + _BROKEN
     else:
+        if uncounted and (rest := uncounted.rest()):
+            yield rest
         exchange.complete = True
 
 

@@ -5,7 +5,7 @@ blank line ends an event.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -46,6 +46,74 @@ class Framer:
     def rest(self) -> bytes:
         """What came after the last whole event."""
         return bytes(self._partial)
+
+
+class Uncounted:
+    """Keeps from a caller the event that only counts tokens, where we asked for it and they did
+    not. Every other byte passes, and when it comes, but for the beginning of an event behind the
+    last of the text, which may still turn out to be that one.
+    """
+
+    def __init__(self, framer: Framer) -> None:
+        """`framer` is fed with each chunk by somebody else, first."""
+        self._framer = framer
+        # Bytes of the event that has begun which have passed already.
+        self._passed = 0
+        self._finished = False
+
+    def feed(self, chunk: bytes, events: Sequence[bytes]) -> bytes:
+        """What passes of a chunk with which these events have become whole."""
+        if self._passed and not events:
+            self._passed += len(chunk)
+            return chunk
+        passed = [
+            event[self._passed if index == 0 else 0 :]
+            for index, event in enumerate(events)
+            if (self._passed and index == 0) or not _only_counts(event)
+        ]
+        if events:
+            self._passed = 0
+        self._finished = self._finished or any(map(_FINISHED.search, events))
+        begun = self._framer.rest()
+        if not self._finished or not _may_only_count(begun):
+            passed.append(begun[self._passed :])
+            self._passed = len(begun)
+        return b"".join(passed)
+
+    def rest(self) -> bytes:
+        """What has been kept back of an event that never became whole."""
+        return self._framer.rest()[self._passed :]
+
+
+# OpenAI's last event before [DONE], with `include_usage`: `"choices": [], "usage": {…}`.
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*[^\s\]]')
+_MAY_BEGIN = re.compile(rb"[\r\n]*+d(a(t(a(:\s*(\{.*)?)?)?)?)?", re.DOTALL)
+# Bytes that an event of token counts stays far below.
+_COUNTS = 8192
+
+
+def _only_counts(event: bytes) -> bool:
+    if len(event) > _COUNTS or not _NO_CHOICES.search(event):
+        return False
+    try:
+        found = msgspec.json.decode(data(event))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return (
+        isinstance(found, dict)
+        and isinstance(found.get("usage"), dict)
+        and found.get("choices") == []
+    )
+
+
+def _may_only_count(begun: bytes) -> bool:
+    return (
+        len(begun) <= _COUNTS
+        and _MAY_BEGIN.fullmatch(begun) is not None
+        and not _CHOICES.search(begun)
+    )
 
 
 def data(event: bytes) -> bytes:

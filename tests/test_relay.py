@@ -63,19 +63,91 @@ async def test_each_chunk_reaches_the_caller_before_the_next_is_sent(
             assert got == sent
 
 
-async def test_a_stream_is_recorded_as_one_reply_with_its_usage(
+USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+COUNTS = chunk("", choices=[], usage=USAGE)
+
+
+async def test_a_stream_is_recorded_as_one_reply_with_its_usage_which_the_caller_did_not_ask_for(
     upstream: Upstream, gateway: Served
 ) -> None:
-    usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-    upstream.streams("i1", [chunk("Hel"), chunk("lo"), chunk("", choices=[], usage=usage), DONE])
+    upstream.streams("i1", [chunk("Hel"), chunk("lo"), COUNTS, DONE])
 
-    await gateway.post(PATH, json=STREAM)
+    reply = await gateway.post(PATH, json=STREAM)
 
+    assert reply.content == chunk("Hel") + chunk("lo") + DONE
+    assert upstream.journal[0].json == {**STREAM, "stream_options": {"include_usage": True}}
     [record] = gateway.records
+    assert record["request"] == STREAM
     assert record["response"]["choices"][0]["message"]["content"] == "Hello"
     assert record["usage"] == {"input": 5, "output": 2, "cached": 0, "reasoning": 0, "exact": True}
     assert record["streamed"] is True
     assert record["started"] <= record["first_byte"] <= record["finished"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_caller_who_says_whether_to_count_gets_what_upstream_sends(
+    upstream: Upstream, gateway: Served, wanted: bool
+) -> None:
+    upstream.streams("i1", [chunk("Hel"), COUNTS, DONE])
+    asked = {**STREAM, "stream_options": {"include_usage": wanted}}
+
+    reply = await gateway.post(PATH, json=asked)
+
+    assert reply.content == chunk("Hel") + COUNTS + DONE
+    assert upstream.journal[0].json == asked
+
+
+async def test_other_stream_options_of_the_callers_stay(
+    upstream: Upstream, gateway: Served
+) -> None:
+    upstream.streams("i1", [chunk("Hel"), COUNTS, DONE])
+
+    reply = await gateway.post(
+        PATH, json={**STREAM, "stream_options": {"include_obfuscation": False}}
+    )
+
+    assert reply.content == chunk("Hel") + DONE
+    assert upstream.journal[0].json["stream_options"] == {
+        "include_obfuscation": False,
+        "include_usage": True,
+    }
+
+
+async def test_nothing_is_added_where_nobody_reads_the_count(
+    upstream: Upstream, serve: Serve
+) -> None:
+    gateway = await serve(LOGGING_CLIENT="none")
+    upstream.streams("i1", [chunk("Hel"), COUNTS, DONE])
+
+    reply = await gateway.post(PATH, json=STREAM)
+
+    assert reply.content == chunk("Hel") + COUNTS + DONE
+    assert upstream.journal[0].json == STREAM
+
+
+async def test_an_instance_that_refuses_to_count_is_asked_again_without_and_remembered(
+    upstream: Upstream, gateway: Served
+) -> None:
+    unknown = b'{"error": {"message": "Unrecognized request argument supplied: stream_options"}}'
+    upstream.replies("i1", 400, unknown)
+    upstream.streams("i1", [chunk("Hel"), DONE])
+
+    replies = [await gateway.post(PATH, json=STREAM) for _ in range(2)]
+
+    assert [reply.content for reply in replies] == [chunk("Hel") + DONE] * 2
+    assert upstream.asked == ["i1", "i1", "i1"]
+    assert ["stream_options" in asked.json for asked in upstream.journal] == [True, False, False]
+
+
+async def test_a_400_for_the_callers_own_stream_options_is_theirs(
+    upstream: Upstream, gateway: Served
+) -> None:
+    upstream.replies("i1", 400, b'{"error": {"message": "stream_options is wrong"}}')
+
+    reply = await gateway.post(PATH, json={**STREAM, "stream_options": {"include_usage": 7}})
+
+    assert reply.status_code == 400
+    assert upstream.asked == ["i1"]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
