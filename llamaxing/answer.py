@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ class Answer:
     """An upstream's reply: its head, what is `held` of its body, and what is still to come.
 
     `counted`: its tokens are counted in a stream because we asked for it, and not the caller.
+    `edit` is what happens to each event of a stream on its way.
     """
 
     status: int
@@ -41,6 +42,7 @@ class Answer:
     held: list[bytes] = field(default_factory=list)
     whole: bool = False
     counted: bool = False
+    edit: Callable[[bytes], bytes] | None = None
 
     def texts(self) -> Iterator[tuple[str, str]]:
         return ((k.decode("latin-1"), v.decode("latin-1")) for k, v in self.headers)
@@ -54,6 +56,8 @@ class Answer:
 
     async def hold(self, most: int) -> None:
         """Reads the body up to about `most` bytes. Raises httpx.TransportError when it breaks."""
+        if self.whole:
+            return
         size = 0
         pieces = aiter(self.stream)
         async for piece in pieces:
@@ -96,8 +100,11 @@ class Failure:
     counts: bool = True
 
 
-async def judged(answer: Answer, model: str, instance: str) -> Answer | Failure:
-    """The answer as it may go to the caller, or why another instance is to be asked.
+async def judged(
+    answer: Answer, model: str, instance: str, *, kept: bool = False
+) -> Answer | Failure:
+    """The answer as it may go to the caller, or why another instance is to be asked. `kept`: the
+    call is about what an upstream may keep, so that a 404 can be the answer.
 
     Raises `UpstreamBadResponse` for a reply that breaks off behind a good status line: what was
     asked for may have been done, and is not done twice.
@@ -110,7 +117,10 @@ async def judged(answer: Answer, model: str, instance: str) -> Answer | Failure:
         log.error("instance %s refused the gateway's credential with %d", instance, answer.status)
         return Failure(UpstreamAuth(model))
     if answer.status in _TRIED_ELSEWHERE:
-        return await _failed(answer, model)
+        failure = await _failed(answer, model)
+        if kept and failure.answer and not failure.counts:
+            return failure.answer
+        return failure
     if answer.status < 400 and answer.media_type not in ("application/json", ""):
         return answer
     try:

@@ -82,7 +82,8 @@ class Application:
         length = headers.get("content-length", "")
         announced = int(length) if length.isdecimal() else 0
         body = Body(caller.body(), limits, announced=announced)
-        return await gateway.handle(Request(scope["method"], path, headers, body))
+        query = scope.get("query_string", b"").decode("latin-1")
+        return await gateway.handle(Request(scope["method"], path, headers, body, query))
 
     async def _gateway(self) -> tuple[Gateway, BodyLimits]:
         if self._opened is not None:

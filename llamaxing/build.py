@@ -4,7 +4,7 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,14 +19,19 @@ from llamaxing.auth import Authenticator
 from llamaxing.catalog import Catalog, Model, model_schema, read_models
 from llamaxing.configuration import Live, Watch
 from llamaxing.copies import Copies, default_folder
+from llamaxing.cors import Cors
+from llamaxing.endpoints import ENDPOINTS
 from llamaxing.errors import ConfigurationError
 from llamaxing.forward import Forwarder
-from llamaxing.gateway import Gateway
+from llamaxing.gateway import Gateway, Options
+from llamaxing.hosting import Hosting
 from llamaxing.http import BodyLimits
 from llamaxing.identity import Identities, Identity, read_identities
+from llamaxing.ids import Ids
 from llamaxing.logs import LEVELS, log
 from llamaxing.recorder import Recorder
 from llamaxing.reference import Reference
+from llamaxing.relay import Streams
 from llamaxing.selection import Pauses, Selector
 from llamaxing.settings import Settings
 from llamaxing.sinks import Sink
@@ -34,9 +39,6 @@ from llamaxing.upstream import AiohttpTransport, Timeouts
 
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
-
-# Azure's front end gives up after 230 s without a byte.
-_LONGEST_ON_AZURE = 220.0
 
 
 def application(
@@ -80,8 +82,7 @@ class Build:
         self._environ = environ
         self._clock = clock
         self._errors: list[ConfigurationError] = []
-        # Present on the platform only: Core Tools do not set it.
-        self._on_azure = "WEBSITE_INSTANCE_ID" in environ
+        self._hosting = Hosting(environ, Path.cwd())
 
     async def all(self) -> Built:
         """Raises `ConfigurationError` with every fault there is."""
@@ -122,7 +123,13 @@ class Build:
             [authenticator],
             forward,
             Recorder(sinks, copy_up_to=chosen.logging_copy_limit),
-            chosen.app_name,
+            Options(
+                chosen.app_name,
+                self._streams(chosen),
+                Ids(_secrets(chosen)),
+                _defaults(chosen),
+                Cors(settings.listed(chosen.cors_origins)),
+            ),
             Reference(chosen.app_name) if chosen.app_page else None,
         )
         return Built(gateway, live, forward, chosen)
@@ -139,7 +146,7 @@ class Build:
 
     def _check(self, chosen: Settings) -> None:
         try:
-            safety.check_settings(chosen, self._on_azure)
+            safety.check_settings(chosen, self._hosting.on_azure)
         except ConfigurationError as error:
             self._errors.append(error)
         if chosen.auth_method != "none" and _identities_source(chosen) is None:
@@ -154,7 +161,11 @@ class Build:
         found = _identities_source(chosen)
         # Both are looked at, so that the faults of both are told.
         models = self._watch(
-            "models_source", chosen.models_source, self._models, surroundings, copies
+            "models_source",
+            chosen.models_source,
+            functools.partial(self._models, chosen),
+            surroundings,
+            copies,
         )
         identities = found and self._watch(*found, self._identities, surroundings, copies)
         if models is None or (found and not identities):
@@ -181,14 +192,15 @@ class Build:
             return None
         return Watch(source, setting, lambda raw: parse(raw, source.name, setting), copies)
 
-    def _models(self, raw: bytes, name: str, setting: str) -> Catalog:
+    def _models(self, chosen: Settings, raw: bytes, name: str, setting: str) -> Catalog:
         catalog = read_models(raw, name, setting, _model_schema(), self._environ)
         safety.check_models(catalog)
+        safety.check_ids(catalog, chosen)
         return catalog
 
     def _identities(self, raw: bytes, name: str, setting: str) -> Identities:
         identities = read_identities(raw, name, setting, self._environ)
-        safety.check_identities(identities, setting, self._on_azure)
+        safety.check_identities(identities, setting, self._hosting.on_azure)
         return identities
 
     def _authenticator(self, chosen: Settings) -> Authenticator | Any:
@@ -204,18 +216,19 @@ class Build:
         return [sink(options)] if options is not None else []
 
     def _timeouts(self, chosen: Settings) -> Timeouts:
-        total = chosen.app_requests_timeout
-        if self._on_azure and total > _LONGEST_ON_AZURE:
-            log.warning(
-                "app_requests_timeout is capped at %g s: Azure's front end gives up after 230 s",
-                _LONGEST_ON_AZURE,
-            )
-            total = _LONGEST_ON_AZURE
         return Timeouts(
             connect=chosen.upstream_connect_timeout,
             first_header=chosen.upstream_first_header_timeout,
-            total=total,
+            total=self._hosting.longest_call(chosen.app_requests_timeout),
             idle=chosen.upstream_idle_timeout,
+            keep_alive=chosen.stream_keep_alive or None,
+        )
+
+    def _streams(self, chosen: Settings) -> Streams:
+        return Streams(
+            self._hosting.commit_after(chosen.stream_commit_after),
+            chosen.stream_keep_alive or None,
+            self._hosting.longest_stream(chosen.stream_max_age),
         )
 
 
@@ -244,6 +257,19 @@ def _identities_source(chosen: Settings) -> tuple[str, str] | None:
     if chosen.identity_store == "none":
         return None
     return "identity_store_json_filename", f"file:{chosen.identity_store_json_filename}"
+
+
+def _secrets(chosen: Settings) -> Sequence[bytes]:
+    found = [it for it in (chosen.id_secret, chosen.id_secret_previous) if it is not None]
+    return [secret.get_secret_value().encode() for secret in found] if chosen.id_secret else []
+
+
+def _defaults(chosen: Settings) -> Mapping[str, str]:
+    """By endpoint."""
+    image, moderation = chosen.default_image_model, chosen.default_moderation_model
+    images = [it.name for it in ENDPOINTS if it.path.startswith("images/")]
+    found = {**dict.fromkeys(images, image), "moderations": moderation}
+    return {endpoint: model for endpoint, model in found.items() if model}
 
 
 def _pauses(chosen: Settings) -> Pauses:

@@ -8,22 +8,20 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, WithJsonSchema, create_model
 
 from llamaxing.document import Document, Strict, either
-from llamaxing.endpoints import ENDPOINTS, Endpoint
+from llamaxing.endpoints import CAPABILITIES, Endpoint
 from llamaxing.errors import ConfigurationError, ModelNotAllowed, ModelNotFound, NotForThisEndpoint
 from llamaxing.identity import Identity
 from llamaxing.providers import Instance
 
-_CAPABILITIES = [endpoint.name for endpoint in ENDPOINTS]
-
 
 def _capability(name: str) -> str:
-    if name not in _CAPABILITIES:
-        raise ValueError(f"{name!r} is not a capability; use {either(_CAPABILITIES)}")
+    if name not in CAPABILITIES:
+        raise ValueError(f"{name!r} is not a capability; use {either(CAPABILITIES)}")
     return name
 
 
 Capability = Annotated[
-    str, AfterValidator(_capability), WithJsonSchema({"type": "string", "enum": _CAPABILITIES})
+    str, AfterValidator(_capability), WithJsonSchema({"type": "string", "enum": list(CAPABILITIES)})
 ]
 
 
@@ -65,8 +63,8 @@ class Catalog:
             raise ModelNotFound(name)
         if not identity.may_use(model.id):
             raise ModelNotAllowed(name)
-        if endpoint.name not in model.capabilities:
-            raise NotForThisEndpoint(name, endpoint.name, model.capabilities)
+        if endpoint.capability not in model.capabilities:
+            raise NotForThisEndpoint(name, endpoint.capability, model.capabilities)
         return model
 
     def listing(self, identity: Identity, app_name: str) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """Everything that the gateway itself refuses, in OpenAI's error shape.
 
 GatewayError
-├── InvalidRequest (400)      InvalidJSON · InvalidType · MissingParameter · NotForThisEndpoint
+├── InvalidRequest (400)      InvalidJSON · InvalidForm · InvalidType · MissingParameter
+│                             NotForThisEndpoint · ListedTogether
 ├── Unauthenticated (401)
 ├── Forbidden (403)           IdentityNotAllowed · ModelNotAllowed
-├── NotFound (404)            ModelNotFound · UnknownURL
+├── NotFound (404)            ModelNotFound · UnknownId · UnknownURL
 ├── MethodNotAllowed (405)
 ├── RequestTooLarge (413)
 ├── UnsupportedMediaType (415)
@@ -12,7 +13,8 @@ GatewayError
 ├── InternalError (500)
 ├── UpstreamFailed (502)      UpstreamUnreachable · UpstreamBadResponse · UpstreamAuth
 ├── NotConfigured (503)
-└── UpstreamTimeout (504)
+├── UpstreamTimeout (504)
+└── StreamBroken · StreamTooOld (200: behind the first byte)
 
 ConfigurationError            what an operator has to mend; callers only see NotConfigured
 CallerGone                    nobody is left to answer
@@ -57,6 +59,13 @@ class InvalidJSON(InvalidRequest):
     code = "invalid_json"
 
 
+class InvalidForm(InvalidRequest):
+    code = "invalid_form"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The body is not valid multipart/form-data: {what}.")
+
+
 class InvalidType(InvalidRequest):
     code = "invalid_type"
 
@@ -80,6 +89,15 @@ class NotForThisEndpoint(InvalidRequest):
         super().__init__(
             f"The model '{model[:SHOWN]}' does not serve {endpoint}; it serves {', '.join(served)}."
         )
+
+
+class ListedTogether(InvalidRequest):
+    def __init__(self) -> None:
+        super().__init__(
+            "What is stored in several places cannot be listed together: name a model of one "
+            "instance in 'model'."
+        )
+        self.param = "model"
 
 
 class Unauthenticated(GatewayError):
@@ -121,6 +139,14 @@ class ModelNotFound(NotFound):
         super().__init__(f"The model '{model[:SHOWN]}' does not exist here.")
 
 
+class UnknownId(NotFound):
+    """Also for an id of somebody else's: whether there is one is nobody's business."""
+
+    def __init__(self, id: str, param: str | None = None) -> None:
+        super().__init__(f"Nothing with the id '{id[:SHOWN]}' was found.")
+        self.param = param
+
+
 class UnknownURL(NotFound):
     code = "unknown_url"
 
@@ -134,7 +160,7 @@ class MethodNotAllowed(GatewayError):
     code = "method_not_allowed"
 
     def __init__(self, method: str, path: str, allowed: Sequence[str]) -> None:
-        super().__init__(f"{method} is not allowed on {path}; use {' or '.join(allowed)}.")
+        super().__init__(f"{method} is not allowed on {path[:SHOWN]}; use {' or '.join(allowed)}.")
         self.headers = {"allow": ", ".join(allowed)}
 
 
@@ -218,6 +244,26 @@ class UpstreamTimeout(GatewayError):
         super().__init__(
             f"No answer came from the model '{model}' within the limit of {seconds:g} seconds."
         )
+
+
+class StreamBroken(GatewayError):
+    """Behind the first byte: it ends a stream of events as one of them, and no status tells."""
+
+    status = 200
+    code = "upstream_stream_broken"
+
+    def __init__(self) -> None:
+        super().__init__("The model's answer broke off; what came so far may be incomplete.")
+
+
+class StreamTooOld(GatewayError):
+    """Behind the first byte, as `StreamBroken`."""
+
+    status = 200
+    code = "stream_max_age"
+
+    def __init__(self) -> None:
+        super().__init__("The stream has come to the age that stream_max_age allows.")
 
 
 class ConfigurationError(Exception):

@@ -59,7 +59,7 @@ class Kept:
 class Exchange:
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
-    answered by.
+    answered by. `form`: the fields of a request that is a form.
     """
 
     endpoint: Endpoint
@@ -70,6 +70,7 @@ class Exchange:
     started: float = field(default_factory=time.time)
     identity: Identity | None = None
     request: Buffer = b""
+    form: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     model: str | None = None
     streamed: bool = False
@@ -118,11 +119,14 @@ class Exchange:
             "response": reply if full else None,
             "usage": _usage(reply),
             "complete": self.complete,
-            "truncated": self.reply.truncated or len(self.request) > self.reply.most,
+            "truncated": self.reply.truncated
+            or (self.form is None and len(self.request) > self.reply.most),
             "error": self.error,
         }
 
     def _request(self) -> Any:
+        if self.form is not None:
+            return self.form
         if len(self.request) > self.reply.most:
             return _text(self.request[: self.reply.most])
         return _json_or_text(bytes(self.request))

@@ -7,8 +7,8 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from llamaxing.errors import (
     UpstreamUnreachable,
 )
 from llamaxing.exchange import Attempt, Exchange
+from llamaxing.form import Form
 from llamaxing.payload import Payload
 from llamaxing.providers import Instance
 from llamaxing.selection import Selector
@@ -35,15 +36,20 @@ class Call:
     """What is asked of an upstream, the same for each instance that is tried.
 
     `counting`: the `stream_options` to send instead of the caller's, where the instance takes them.
+    `only`: the one instance that can answer, since it keeps what this is about; `id` is that in the
+    path. Without a `payload` no body is sent.
     """
 
     model: Model
     endpoint: Endpoint
-    payload: Payload
-    edits: Mapping[str, Any]
-    headers: Mapping[str, str]
-    streamed: bool
+    payload: Payload | Form | None
+    edits: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    streamed: bool = False
     counting: Mapping[str, Any] | None = None
+    only: Instance | None = None
+    id: str = ""
+    query: str = ""
 
 
 class Forwarder:
@@ -70,7 +76,7 @@ class Forwarder:
         """
         deadline = asyncio.get_running_loop().time() + self._timeouts.total
         failures = []
-        for instance in islice(self._selector.candidates(call.model), self._attempts):
+        for instance in islice(self._candidates(call), self._attempts):
             attempt = Attempt(instance.id, time.time())
             exchange.attempts.append(attempt)
             outcome: Answer | Failure | None = None
@@ -90,6 +96,9 @@ class Forwarder:
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+    def _candidates(self, call: Call) -> Iterator[Instance]:
+        return iter([call.only]) if call.only else self._selector.candidates(call.model)
 
     async def _ask(
         self, instance: Instance, call: Call, attempt: Attempt, deadline: float
@@ -117,7 +126,7 @@ class Forwarder:
         answer.counted = self._counts(instance, call)
         try:
             async with asyncio.timeout_at(deadline):
-                return await judged(answer, name, instance.id)
+                return await judged(answer, name, instance.id, kept=call.endpoint.keeps == "always")
         except BaseException as error:
             await answer.aclose()
             if isinstance(error, TimeoutError):
@@ -128,26 +137,36 @@ class Forwarder:
         return call.counting is not None and instance not in self._uncounting
 
     async def _request(self, instance: Instance, call: Call) -> httpx.Request:
-        wanted = dict(instance.edits(call.endpoint, call.model.id))
-        if self._counts(instance, call):
-            wanted["stream_options"] = call.counting
-        changed = {name: value for name, value in wanted.items() if call.payload.get(name) != value}
-        content = Content(call.payload.edited({**call.edits, **changed}))
+        content = Content(self._body(instance, call))
         return httpx.Request(
-            "POST",
-            _url(instance.url(call.endpoint)),
+            call.endpoint.method,
+            _url(instance.url(call.endpoint, call.id), call.query),
             headers={
                 **call.headers,
                 "accept-encoding": "identity",
                 "user-agent": f"llamaxing/{__version__}",
-                "content-length": str(content.length),
+                **(
+                    {} if call.endpoint.method == "GET" else {"content-length": str(content.length)}
+                ),
                 **await instance.headers(),
             },
             stream=content,
             extensions={
-                "timeout": {"connect": self._timeouts.connect, "read": self._timeouts.idle}
+                "timeout": {"connect": self._timeouts.connect, "read": self._timeouts.idle},
+                "tick": self._timeouts.keep_alive if call.streamed else None,
             },
         )
+
+    def _body(self, instance: Instance, call: Call) -> Sequence[bytes | memoryview]:
+        if call.payload is None:
+            return []
+        wanted: dict[str, Any] = {}
+        if call.endpoint.names_model:
+            wanted |= instance.edits(call.endpoint, call.model.id)
+        if self._counts(instance, call):
+            wanted["stream_options"] = call.counting
+        changed = {name: value for name, value in wanted.items() if call.payload.get(name) != value}
+        return call.payload.edited({**call.edits, **changed})
 
 
 def _refuses_to_count(outcome: Answer | Failure) -> bool:
@@ -165,6 +184,10 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
     return response.stream
 
 
-@functools.lru_cache(maxsize=1024)
-def _url(url: str) -> httpx.URL:
-    return httpx.URL(url)
+def _url(url: str, query: str) -> httpx.URL:
+    if not query:
+        return _parsed(url)
+    return httpx.URL(f"{url}{'&' if '?' in url else '?'}{query}")
+
+
+_parsed = functools.lru_cache(maxsize=1024)(httpx.URL)

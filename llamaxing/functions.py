@@ -32,7 +32,9 @@ ROUTES = {
     "openai": "openai/{*path}",
     "models": "models",
     "model": "models/{*id}",
-    **{endpoint.name: endpoint.path for endpoint in ENDPOINTS},
+    **{row.name: row.path for row in ENDPOINTS if row.name == row.capability},
+    "chat_completions_kept": "chat/completions/{*path}",
+    "responses_kept": "responses/{*path}",
 }
 
 # What ASGI says of a request. The worker's server adds what its own routing needs.

@@ -3,37 +3,44 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from llamaxing import endpoints, headers
+from llamaxing import asked, endpoints, headers
 from llamaxing.answer import Answer
 from llamaxing.auth import Authenticator
 from llamaxing.configuration import Configuration, Live
-from llamaxing.errors import (
-    CallerGone,
-    GatewayError,
-    InternalError,
-    InvalidType,
-    MissingParameter,
-    Unauthenticated,
-    UnsupportedMediaType,
-)
+from llamaxing.cors import Cors
+from llamaxing.endpoints import Match
+from llamaxing.errors import CallerGone, GatewayError, InternalError, Unauthenticated
 from llamaxing.exchange import Exchange, Kept
 from llamaxing.forward import Call, Forwarder
 from llamaxing.http import Headers, Request, Response
 from llamaxing.identity import Identities, Identity
+from llamaxing.ids import Ids, Owner
 from llamaxing.logs import SENSITIVE, TEXTS, log
-from llamaxing.pages import Pages, allow, respond
-from llamaxing.payload import REMOVE, Payload
+from llamaxing.pages import Pages, respond
 from llamaxing.recorder import Recorder
 from llamaxing.reference import Reference
-from llamaxing.relay import relay
+from llamaxing.relay import EVENT_STREAM, Streams, committed, relay, within
 
-METADATA = "observation_metadata"
+# Asks proxies not to collect a stream.
+_UNCOLLECTED = (b"x-accel-buffering", b"no")
 # What nginx writes for a caller who did not wait; it only stands in records.
 _CLIENT_CLOSED_REQUEST = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a gateway behaves. `defaults`: the models of endpoints whose callers may name none."""
+
+    app_name: str = "llamaxing"
+    streams: Streams = field(default_factory=Streams)
+    ids: Ids = field(default_factory=Ids)
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    cors: Cors = field(default_factory=Cors)
 
 
 class Gateway:
@@ -45,31 +52,24 @@ class Gateway:
         authenticators: Sequence[Authenticator],
         forward: Forwarder,
         recorder: Recorder,
-        app_name: str = "llamaxing",
+        options: Options | None = None,
         reference: Reference | None = None,
     ) -> None:
         self._live = live
         self._authenticators = authenticators
         self._forward = forward
         self._recorder = recorder
-        self._pages = Pages(app_name, live, self._identify, reference)
+        self._options = options or Options()
+        self._pages = Pages(self._options.app_name, live, self._identify, reference)
 
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
         self._live.look()
-        serving = self._live.current
         made = uuid.uuid4().hex
         request_id = headers.request_id(request.headers, made)
         log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
-        found = endpoints.match(request.path)
         try:
-            if found is None:
-                response = await self._pages.answer(request, serving)
-            else:
-                allow(request, found[0].methods)
-                kept = Kept(self._recorder.copy_up_to)
-                exchange = Exchange(found[0], made, request_id, kept, serving.version)
-                response = await self._exchange(exchange, request, found[1], serving)
+            response = await self._respond(request, made, request_id)
         except GatewayError as error:
             response = refusal(error)
         except CallerGone:
@@ -77,6 +77,7 @@ class Gateway:
         except Exception:
             log.exception("request %s failed", request_id)
             response = refusal(InternalError())
+        response.headers.extend(self._options.cors.headers(request))
         return identified(response, request_id)
 
     async def aclose(self) -> None:
@@ -84,11 +85,24 @@ class Gateway:
         await self._forward.aclose()
         await self._recorder.aclose()
 
-    async def _exchange(
-        self, exchange: Exchange, request: Request, named: str | None, serving: Configuration
-    ) -> Response:
+    async def _respond(self, request: Request, id: str, request_id: str) -> Response:
+        if self._options.cors.is_preflight(request):
+            return respond(200, b"", [(b"content-type", b"text/plain")])
+        serving = self._live.current
+        match = endpoints.match(request.method, request.path, lists=bool(self._options.ids.secrets))
+        if match is None:
+            return await self._pages.answer(request, serving)
+        kept = Kept(self._recorder.copy_up_to)
+        exchange = Exchange(match.endpoint, id, request_id, kept, serving.version)
         try:
-            answer = await self._answer(exchange, request, named, serving)
+            call, owner = await self._call(exchange, request, match, serving)
+            answering = self._answer(call, owner, exchange)
+            if not call.streamed or self._options.streams.commit_after is None:
+                return self._relayed(exchange, await answering)
+            answer = await within(answering, self._options.streams.commit_after)
+            if isinstance(answer, asyncio.Task):
+                return self._committed(exchange, answer)
+            return self._relayed(exchange, answer)
         except GatewayError as error:
             log.log(TEXTS, "%s refused: %s", exchange.request_id, ascii(str(error)))
             return self._refused(exchange, error)
@@ -98,29 +112,44 @@ class Gateway:
             exchange.error = "caller_hung_up" if gone else InternalError.code
             await self._finish(exchange)
             raise
-        return self._relayed(exchange, answer)
 
-    async def _answer(
-        self, exchange: Exchange, request: Request, named: str | None, serving: Configuration
-    ) -> Answer:
-        exchange.identity = await self._identify(request, serving.identities)
-        _require_json(request)
-        exchange.request = await request.body.read()
-        payload = Payload(exchange.request)
-        exchange.metadata = _metadata(payload)
-        exchange.streamed = payload.get("stream") is True
-        exchange.model = named or _model(payload)
-        model = serving.catalog.find(exchange.model, exchange.endpoint, exchange.identity)
+    async def _call(
+        self, exchange: Exchange, request: Request, match: Match, serving: Configuration
+    ) -> tuple[Call, Owner]:
+        """What to ask of an upstream, and whose ids the answer will have."""
+        identity = exchange.identity = await self._identify(request, serving.identities)
+        endpoint, catalog = match.endpoint, serving.catalog
+        payload = await asked.read(request, exchange)
+        query = endpoint.passes(request.query)
+        exchange.streamed = asked.streamed(payload, query)
+        owner = self._options.ids.of(identity, endpoint, payload, catalog)
+        where = owner.where(endpoint, match.id, payload, query)
+        exchange.model = match.model or asked.model(
+            payload, endpoint, where, self._options.defaults
+        )
+        model = catalog.find(exchange.model, endpoint, identity)
         call = Call(
             model,
-            exchange.endpoint,
+            endpoint,
             payload,
-            {METADATA: REMOVE} if METADATA in payload else {},
+            {**where.edits, **asked.kept_here(payload)},
             headers.upwards(request.headers),
             exchange.streamed,
-            _counting(exchange, payload),
+            asked.counting(exchange, payload),
+            where.within(model),
+            where.id,
+            where.query,
         )
-        return await self._forward(call, exchange)
+        return call, owner
+
+    async def _answer(self, call: Call, owner: Owner, exchange: Exchange) -> Answer:
+        answer = await self._forward(call, exchange)
+        try:
+            await owner.sign(answer, call, exchange.instance or "")
+        except BaseException:
+            await answer.aclose()
+            raise
+        return answer
 
     async def _identify(self, request: Request, identities: Identities) -> Identity:
         for authenticator in self._authenticators:
@@ -136,14 +165,23 @@ class Gateway:
         exchange.status = answer.status
         exchange.content_type = answer.media_type
         exchange.content_encoding = answer.header(b"content-encoding")
-        body = relay(answer, exchange)
+        body = relay(answer, exchange, self._options.streams.longest)
+        return Response(
+            answer.status, _head(answer), body, partial(self._close, exchange, body, answer)
+        )
 
-        async def aclose() -> None:
-            await body.aclose()  # type: ignore[attr-defined]
+    def _committed(self, exchange: Exchange, answering: "asyncio.Task[Answer]") -> Response:
+        exchange.status = 200
+        exchange.content_type = "text/event-stream"
+        body = committed(answering, exchange, self._options.streams)
+        head = [*EVENT_STREAM, _UNCOLLECTED]
+        return Response(200, head, body, partial(self._close, exchange, body, None))
+
+    async def _close(self, exchange: Exchange, body: Any, answer: Answer | None) -> None:
+        await body.aclose()
+        if answer is not None:
             await answer.aclose()
-            await self._finish(exchange)
-
-        return Response(answer.status, _head(answer), body, aclose)
+        await self._finish(exchange)
 
     def _refused(self, exchange: Exchange, error: GatewayError) -> Response:
         exchange.status, exchange.error = error.status, error.code
@@ -174,50 +212,12 @@ def identified(response: Response, request_id: str) -> Response:
     return response
 
 
-def _require_json(request: Request) -> None:
-    content_type = request.headers.get("content-type", "application/json")
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(
-            f"The content type '{media_type}' is not served here; send 'application/json'."
-        )
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("A compressed request body is not served here.")
-
-
-def _metadata(payload: Payload) -> dict[str, object] | None:
-    given = payload.get(METADATA)
-    if given is not None and not isinstance(given, dict):
-        raise InvalidType(f"The parameter '{METADATA}' has to be an object.", METADATA)
-    return given
-
-
-def _counting(exchange: Exchange, payload: Payload) -> dict[str, Any] | None:
-    """The `stream_options` that have a stream count its tokens, where a record will tell them and
-    the caller does not ask for them."""
-    if not (exchange.streamed and exchange.endpoint.stream_usage and exchange.reply.most):
-        return None
-    given = payload.get("stream_options")
-    if given is not None and (not isinstance(given, dict) or "include_usage" in given):
-        return None
-    return {**(given or {}), "include_usage": True}
-
-
-def _model(payload: Payload) -> str:
-    model = payload.get("model")
-    if model is None:
-        raise MissingParameter("model")
-    if not isinstance(model, str):
-        raise InvalidType("The parameter 'model' has to be a string.", "model")
-    return model
-
-
 def _head(answer: Answer) -> Headers:
     head = headers.downwards(answer.headers)
     if answer.media_type == "text/event-stream":
-        # It may end with an event of ours, and proxies are asked not to collect it.
+        # It may end with an event of ours.
         head = [(name, value) for name, value in head if name != b"content-length"]
-        return [*head, (b"x-accel-buffering", b"no")]
+        return [*head, _UNCOLLECTED]
     if answer.whole and not answer.header(b"content-length"):
         head.append((b"content-length", str(sum(map(len, answer.held))).encode()))
     return head

@@ -114,6 +114,7 @@ class Request:
     path: str
     headers: Mapping[str, str]
     body: Body
+    query: str = ""
 
 
 async def _nothing() -> None:

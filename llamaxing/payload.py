@@ -7,7 +7,7 @@ and joins the caller's own bytes.
 import codecs
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class _Key:
 
 
 _value = msgspec.json.Decoder()
+_items = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,10 @@ class _Span:
 class Payload:
     """A JSON object of a caller's. Raises `InvalidJSON` or `InvalidType` where it is none."""
 
-    def __init__(self, body: Buffer) -> None:
+    def __init__(self, body: Buffer | memoryview, *, checked: bool = False) -> None:
+        """`checked`: it is known to be JSON."""
         self.body = body
-        self._members = _decode(body)
+        self._members = _members(body) if checked else _decode(body)
 
     def __contains__(self, name: str) -> bool:
         return any(key.name == name for key in self._members)
@@ -67,17 +69,21 @@ class Payload:
 
         Raises `InvalidJSON` for one that stands twice, `InvalidType` for one that is very large.
         """
-        found = [raw for key, raw in self._members.items() if key.name == name]
-        if len(found) > 1:
-            raise InvalidJSON(f"The parameter '{name}' stands {len(found)} times in the body.")
-        if not found:
+        found = self._one(name)
+        if found is None:
             return None
-        if memoryview(found[0]).nbytes > _READ_UP_TO:
+        if memoryview(found).nbytes > _READ_UP_TO:
             raise InvalidType(
                 f"The parameter '{name}' is larger than the {_READ_UP_TO:,} bytes allowed here.",
                 name,
             )
-        return _value.decode(found[0])
+        return _value.decode(found)
+
+    def within(self, name: str, edit: "Edit") -> Mapping[str, Any]:
+        """The edit of this member that comes of editing the object in it, or each of a list's."""
+        raw = self._one(name)
+        edited = raw and _edited(raw, edit)
+        return {} if edited is None else {name: edited}
 
     def edited(self, edits: Mapping[str, Any]) -> Sequence[bytes | memoryview]:
         """The body in parts, with these members set, or gone where the value is `REMOVE`.
@@ -108,6 +114,12 @@ class Payload:
         parts.keep(spans[-1].end if spans else self._opening(), len(view))
         return parts.all
 
+    def _one(self, name: str) -> msgspec.Raw | None:
+        found = [raw for key, raw in self._members.items() if key.name == name]
+        if len(found) > 1:
+            raise InvalidJSON(f"The parameter '{name}' stands {len(found)} times in the body.")
+        return found[0] if found else None
+
     def _opening(self) -> int:
         """The position after the opening brace."""
         return self._after(_OPEN, 0)
@@ -124,6 +136,26 @@ class Payload:
         found = pattern.match(self.body, position)
         assert found is not None, "the decoder has read the same bytes"  # noqa: S101
         return found.end()
+
+
+Edit = Callable[[Payload], Mapping[str, Any]]
+"""What to set in an object; nothing to leave it as it is."""
+
+
+def _edited(raw: msgspec.Raw, edit: Edit) -> msgspec.Raw | None:
+    """None: nothing changes, since it is no object, or `edit` wants nothing."""
+    first = bytes(memoryview(raw)[:1])
+    if first == b"{":
+        inner = Payload(memoryview(raw), checked=True)
+        edits = edit(inner)
+        return msgspec.Raw(b"".join(inner.edited(edits))) if edits else None
+    if first == b"[":
+        items = _items.decode(raw)
+        edited = [_edited(item, edit) for item in items]
+        if any(edited):
+            pairs = zip(edited, items, strict=True)
+            return msgspec.Raw(b"[%b]" % b",".join(memoryview(new or old) for new, old in pairs))
+    return None
 
 
 class _Parts:
@@ -150,7 +182,7 @@ class _Parts:
         self._reach = None
 
 
-def _decode(body: Buffer) -> dict[_Key, msgspec.Raw]:
+def _decode(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
     try:
         if len(body) <= _DECODE_UP_TO:
             _value.decode(body)
@@ -165,7 +197,7 @@ def _decode(body: Buffer) -> dict[_Key, msgspec.Raw]:
         raise InvalidJSON(f"The body is not valid JSON: {_reason(body, error)}.") from error
 
 
-def _members(body: Buffer) -> dict[_Key, msgspec.Raw]:
+def _members(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
     seen = itertools.count(1)
 
     def key(_: type, name: str) -> _Key:
@@ -176,7 +208,7 @@ def _members(body: Buffer) -> dict[_Key, msgspec.Raw]:
     return msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=key).decode(body)
 
 
-def _reason(body: Buffer, error: Exception) -> str:
+def _reason(body: Buffer | memoryview, error: Exception) -> str:
     if not len(body):
         return "it is empty"
     if isinstance(error, RecursionError):
@@ -184,7 +216,7 @@ def _reason(body: Buffer, error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ")
 
 
-def _check_text(body: Buffer) -> None:
+def _check_text(body: Buffer | memoryview) -> None:
     """Raises UnicodeDecodeError for what is not UTF-8, a window at a time."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with memoryview(body) as view:

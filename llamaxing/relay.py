@@ -1,24 +1,52 @@
 """An upstream's reply on its way to the caller: bytes as they come, a bounded copy beside them."""
 
+import asyncio
+import json
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any
 
 import httpx
+import msgspec
 
 from llamaxing import sse
 from llamaxing.answer import Answer
-from llamaxing.errors import error_body
+from llamaxing.endpoints import Endpoint
+from llamaxing.errors import GatewayError, StreamBroken, StreamTooOld
 from llamaxing.exchange import Exchange
+from llamaxing.http import Headers
 from llamaxing.logs import CHUNKS, log
+
+KEEP_ALIVE = b": keep-alive\n\n"
+EVENT_STREAM: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """In seconds. A stream of events is given its status after `commit_after`, whether or not an
+    instance has answered by then; a comment passes after each `keep_alive` of silence; and it ends
+    at the age of `longest`. None is never.
+    """
+
+    commit_after: float | None = None
+    keep_alive: float | None = 15
+    longest: float = math.inf
 
 
 class BrokenOff(Exception):
     """Upstream broke off within a body that has no way to say so: the connection has to end."""
 
 
-async def relay(answer: Answer, exchange: Exchange) -> AsyncIterator[bytes]:
-    """Every byte of the answer, as it came and when it came; but for the count of tokens that we
-    asked for in the caller's stead.
+async def relay(
+    answer: Answer, exchange: Exchange, longest: float = math.inf
+) -> AsyncIterator[bytes]:
+    """Every byte of the answer, as it came and when it came; but for what `answer.edit` changes,
+    and the count of tokens that we asked for in the caller's stead. Comments while it is silent.
 
     A stream of events that breaks ends with an error event, and without `[DONE]`; anything else
     that breaks raises `BrokenOff`. `exchange.complete` is set once the last byte, or the event
@@ -26,30 +54,108 @@ async def relay(answer: Answer, exchange: Exchange) -> AsyncIterator[bytes]:
     """
     events = answer.media_type == "text/event-stream" and not answer.header(b"content-encoding")
     framer = sse.Framer() if events else None
-    uncounted = sse.Uncounted(framer) if framer and answer.counted else None
+    passing = _passing(answer, framer) if framer else None
+    last = exchange.endpoint.last
+    ends = exchange.started + longest
+    broken: GatewayError
     try:
         async for chunk in _chunks(answer):
-            if exchange.first_byte is None:
-                exchange.first_byte = time.time()
-            exchange.reply.add(chunk)
-            log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
-            whole = framer.feed(chunk) if framer else []
-            if passed := uncounted.feed(chunk, whole) if uncounted else chunk:
-                yield passed
-            if any(map(_ends_stream, whole)):
-                exchange.complete = True
-    except httpx.TransportError as error:
+            now = time.time()
+            if chunk:
+                if exchange.first_byte is None:
+                    exchange.first_byte = now
+                exchange.reply.add(chunk)
+                log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
+                whole = framer.feed(chunk) if framer else []
+                if passed := passing.feed(chunk, whole) if passing else chunk:
+                    yield passed
+                if any(_ends_stream(event, last) for event in whole):
+                    exchange.complete = True
+            elif framer and not framer.within_event:
+                yield KEEP_ALIVE
+            if now > ends:
+                raise StreamTooOld
+    except (httpx.TransportError, StreamTooOld) as error:
         if exchange.complete:
             return
-        exchange.error = "upstream_stream_broken"
+        broken = error if isinstance(error, StreamTooOld) else StreamBroken()
+        exchange.error = broken.code
         if framer is None:
             raise BrokenOff from error
-        rest = uncounted.rest() if uncounted else b""
-        yield rest + (b"\n\n" if framer.within_event else b"") + _BROKEN
+        rest = passing.rest() if passing else b""
+        gap = b"\n\n" if framer.within_event else b""
+        yield rest + gap + error_event(exchange.endpoint, broken.body)
     else:
-        if uncounted and (rest := uncounted.rest()):
+        if passing and (rest := passing.rest()):
             yield rest
         exchange.complete = True
+
+
+async def within(answering: Coroutine[Any, Any, Answer], seconds: float) -> Any:
+    """The answer, or after so many seconds the task that still waits for it."""
+    task = asyncio.create_task(answering)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        await _abandoned(task)
+        raise
+    return task.result() if task.done() else task
+
+
+async def committed(
+    answering: "asyncio.Task[Answer]", exchange: Exchange, streams: Streams
+) -> AsyncIterator[bytes]:
+    """A stream whose status has gone out before there is an answer: comments until there is one.
+
+    What would have been another status is then an error event.
+    """
+    try:
+        while not answering.done():
+            yield KEEP_ALIVE
+            await asyncio.wait({answering}, timeout=streams.keep_alive)
+        try:
+            answer = answering.result()
+        except GatewayError as error:
+            exchange.error = error.code
+            body = error.body
+        else:
+            if answer.status < 400 and answer.media_type == "text/event-stream":
+                async for piece in relay(answer, exchange, streams.longest):
+                    yield piece
+                return
+            exchange.error = f"upstream_status_{answer.status}"
+            body = b"".join(answer.held)
+        exchange.reply.add(body)
+        yield error_event(exchange.endpoint, body)
+        exchange.complete = True
+    finally:
+        await _abandoned(answering)
+
+
+async def _abandoned(answering: "asyncio.Task[Answer]") -> None:
+    answering.cancel()
+    await asyncio.wait({answering})
+    if not answering.cancelled() and answering.exception() is None:
+        await answering.result().aclose()
+
+
+def error_event(endpoint: Endpoint, body: bytes) -> bytes:
+    """The body of an error as the last event of a stream, in the shape of the endpoint's own."""
+    if endpoint.capability != "responses":
+        return sse.with_data(b"", body)
+    try:
+        error = json.loads(body)["error"]
+        told = {name: error.get(name) for name in ("code", "message", "param")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return sse.with_data(b"event: error", body)
+    event = {"error": error, "type": "error", **told, "sequence_number": 0}
+    return sse.with_data(b"event: error", json.dumps(event).encode())
+
+
+def _passing(answer: Answer, framer: sse.Framer) -> sse.Edited | sse.Uncounted | None:
+    if answer.edit:
+        return sse.Edited(framer, answer.edit)
+    return sse.Uncounted(framer) if answer.counted else None
 
 
 async def _chunks(answer: Answer) -> AsyncIterator[bytes]:
@@ -60,13 +166,19 @@ async def _chunks(answer: Answer) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _ends_stream(event: bytes) -> bool:
-    return sse.DONE in event and sse.data(event) == sse.DONE
+class _Typed(msgspec.Struct):
+    type: str = ""
 
 
-_BROKEN = b"data: %s\n\n" % error_body(
-    "The model's answer broke off; what came so far may be incomplete.",
-    "api_error",
-    None,
-    "upstream_stream_broken",
-)
+_typed = msgspec.json.Decoder(_Typed)
+
+
+def _ends_stream(event: bytes, last: frozenset[bytes]) -> bool:
+    if sse.DONE in event:
+        return sse.data(event) == sse.DONE
+    if not any(name in event for name in last):
+        return False
+    try:
+        return _typed.decode(sse.data(event)).type.encode() in last
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False

@@ -30,6 +30,20 @@ def check_models(catalog: Catalog) -> None:
                 log.warning("instance %s is reached by http: its key can be read", instance.id)
 
 
+def check_ids(catalog: Catalog, chosen: Settings) -> None:
+    """Raises `ConfigurationError` for stored responses that nobody could tell whose, or where."""
+    if chosen.id_secret is not None:
+        return
+    known = chosen.auth_method != "none"
+    serving = [it for it in catalog.models if "responses" in it.capabilities]
+    found = [it.id for it in serving if known or len(it.instances) > 1]
+    if found:
+        why = "callers are known" if known else "it has several instances"
+        what = f"is needed, since the model {found[0]!a} serves responses and {why}"
+        mend = "set it to a long random text, the same in every process"
+        raise ConfigurationError([f"id_secret: {what}; {mend}"], ["id_secret"])
+
+
 def check_identities(identities: Identities, setting: str, on_azure: bool) -> None:
     """Raises `ConfigurationError` for the examples' keys on Azure; elsewhere warns of them."""
     sample = [who.id for who in identities if any(key.is_sample for key in who.keys.values())]

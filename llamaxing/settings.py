@@ -1,16 +1,20 @@
 """The settings: environment variables in upper case, or lines of `.env`."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 
 from llamaxing import plugins
 from llamaxing.document import UNRESOLVED, either, fault_lines, is_unresolved
 
 T = TypeVar("T", bound=BaseModel)
+
+_ORIGIN = re.compile(r"https?://[^/\s,?#]+")
+_LEAST_SECRET = 16
 
 
 class FunctionsSettings(BaseModel, frozen=True):
@@ -129,6 +133,44 @@ class Settings(BaseModel, frozen=True):
         description="Seconds of the first such pause; it doubles each time, is spread by chance, "
         "and one call then tries whether it is over.",
     )
+    stream_keep_alive: float = Field(
+        default=15,
+        ge=0,
+        description="Seconds of silence after which a stream's caller gets a comment; 0 never.",
+    )
+    stream_commit_after: float | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds after which a stream's caller gets status 200 and comments although "
+        "no instance has answered yet; what fails then is an error event. 0 never. By default "
+        "100 on Azure, where the platform gives up after 230, and never elsewhere.",
+    )
+    stream_max_age: float = Field(
+        default=3600,
+        ge=0,
+        description="Seconds after which a stream is ended; 0 never. On Azure it is less than "
+        "host.json's `functionTimeout`.",
+    )
+    id_secret: SecretStr | None = Field(
+        default=None,
+        description="Long random text, the same in every process, that signs the ids of stored "
+        "responses and completions. Needed for `responses` where callers are known, or a model "
+        "has several instances.",
+    )
+    id_secret_previous: SecretStr | None = Field(
+        default=None, description="The one before, whose ids stay good while it is set."
+    )
+    default_image_model: str | None = Field(
+        default=None, description="The model of `images/…` calls that name none."
+    )
+    default_moderation_model: str | None = Field(
+        default=None, description="The model of `moderations` calls that name none."
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Origins whose web pages may call from a browser, separated by commas, as in "
+        "`https://chat.example.com`; `*` for all.",
+    )
     logging_client: str = Field(
         default="none", description="Where a record of each call goes: `none`, `jsonl`."
     )
@@ -140,6 +182,21 @@ class Settings(BaseModel, frozen=True):
     observability_client: Literal["none"] = Field(
         default="none", description="Where traces go: `none`."
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _cors_origins(cls, value: str) -> str:
+        for origin in listed(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin; write it as 'https://host'")
+        return value
+
+    @field_validator("id_secret", "id_secret_previous")
+    @classmethod
+    def _id_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _LEAST_SECRET:
+            raise ValueError(f"is too short; use at least {_LEAST_SECRET} random characters")
+        return value
 
     @field_validator("auth_method")
     @classmethod
@@ -188,6 +245,11 @@ def environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
 
     from_file = {k: v for k, v in dotenv_values(file).items() if v is not None}
     return {**from_file, **environ}
+
+
+def listed(value: str) -> Sequence[str]:
+    """The items of a setting that has several, separated by commas."""
+    return [it.strip() for it in value.split(",") if it.strip()]
 
 
 def _one_of(value: str, known: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ blank line ends an event.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -48,6 +48,23 @@ class Framer:
         return bytes(self._partial)
 
 
+class Edited:
+    """Passes whole events only, each as `edit` has it."""
+
+    def __init__(self, framer: Framer, edit: Callable[[bytes], bytes]) -> None:
+        """`framer` is fed with each chunk by somebody else, first."""
+        self._framer = framer
+        self._edit = edit
+
+    def feed(self, chunk: bytes, events: Sequence[bytes]) -> bytes:
+        """What passes of the events that a chunk has made whole."""
+        return b"".join(map(self._edit, events))
+
+    def rest(self) -> bytes:
+        """What came of an event that never became whole."""
+        return self._framer.rest()
+
+
 class Uncounted:
     """Keeps from a caller the event that only counts tokens, where we asked for it and they did
     not. Every other byte passes, and when it comes, but for the beginning of an event behind the
@@ -69,7 +86,7 @@ class Uncounted:
         passed = [
             event[self._passed if index == 0 else 0 :]
             for index, event in enumerate(events)
-            if (self._passed and index == 0) or not _only_counts(event)
+            if (self._passed and index == 0) or not only_counts(event)
         ]
         if events:
             self._passed = 0
@@ -94,7 +111,8 @@ _MAY_BEGIN = re.compile(rb"[\r\n]*+d(a(t(a(:\s*(\{.*)?)?)?)?)?", re.DOTALL)
 _COUNTS = 8192
 
 
-def _only_counts(event: bytes) -> bool:
+def only_counts(event: bytes) -> bool:
+    """Whether an event does nothing but count tokens."""
     if len(event) > _COUNTS or not _NO_CHOICES.search(event):
         return False
     try:
@@ -120,6 +138,13 @@ def data(event: bytes) -> bytes:
     """The event's data, its lines joined; empty for a comment."""
     lines = [line for line in _LINE_END.split(event) if line.startswith(b"data:")]
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
+
+
+def with_data(event: bytes, data: bytes) -> bytes:
+    """The event with other data; its lines end in LF."""
+    kept = [it for it in _LINE_END.split(event) if it and not it.startswith(b"data:")]
+    lines = [*kept, *(b"data: " + line for line in data.split(b"\n"))]
+    return b"\n".join(lines) + b"\n\n"
 
 
 def decoded(stream: bytes) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ the errors, while httpx's own connection pool costs many times more under load. 
 
 import asyncio
 import functools
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -25,12 +26,14 @@ _ONE_WRITE = 64 * 1024
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """In seconds. `first_header` holds for streams, `total` for a plain call until it is whole
-    and for all tries of a call until one has answered, `idle` between two chunks."""
+    and for all tries of a call until one has answered, `idle` between two chunks. After
+    `keep_alive` of silence a stream's caller is told that it goes on."""
 
     connect: float = 5
     first_header: float = 60
     total: float = 300
     idle: float = 120
+    keep_alive: float | None = None
 
 
 # How a connection shows that the other side has closed it.
@@ -59,7 +62,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
     Redirects are not followed and bodies are not decoded. Of the request's timeouts, `connect`
     holds for connecting and `read` for each piece of the body; how long to wait for the head is
-    the caller's to say. Raises httpx.TransportError's kinds.
+    the caller's to say. With the extension `tick` a body has an empty piece after each so many
+    seconds of silence. Raises httpx.TransportError's kinds.
     """
 
     def __init__(self, connections: int) -> None:
@@ -100,7 +104,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
                 return httpx.Response(
                     answer.status,
                     headers=list(answer.raw_headers),
-                    stream=_Chunks(answer, timeout.get("read")),
+                    stream=_Chunks(answer, timeout.get("read"), request.extensions.get("tick")),
                 )
 
     async def aclose(self) -> None:
@@ -122,21 +126,37 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
 
 class _Chunks(httpx.AsyncByteStream):
-    """A reply's bytes, each piece as soon as it is there; `idle` is the longest wait for one."""
+    """A reply's bytes, each piece as soon as it is there; `idle` is the longest wait for one, and
+    an empty piece says that `tick` has passed without one. In seconds.
+    """
 
-    def __init__(self, answer: aiohttp.ClientResponse, idle: float | None) -> None:
+    def __init__(
+        self, answer: aiohttp.ClientResponse, idle: float | None, tick: float | None
+    ) -> None:
         self._answer = answer
-        self._idle = idle
+        self._idle = math.inf if idle is None else idle
+        self._tick = math.inf if tick is None else tick
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while chunk := await self._next():
-            yield chunk
+        silent = 0.0
+        while True:
+            wait = min(self._tick, self._idle - silent)
+            chunk = await self._next(wait, last=silent + wait >= self._idle)
+            if chunk == b"":
+                return
+            silent = 0.0 if chunk else silent + wait
+            yield chunk or b""
 
-    async def _next(self) -> bytes:
+    async def _next(self, wait: float, *, last: bool) -> bytes | None:
+        """None: nothing came, and it is not the last wait."""
         try:
-            async with asyncio.timeout(self._idle):
+            async with asyncio.timeout(None if wait == math.inf else wait):
                 return await self._answer.content.readany()
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+        except TimeoutError as error:
+            if last:
+                raise _as_httpx(error) from error
+            return None
+        except (aiohttp.ClientError, ConnectionError) as error:
             raise _as_httpx(error) from error
 
     async def aclose(self) -> None:

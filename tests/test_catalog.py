@@ -7,11 +7,11 @@ import pytest
 
 from llamaxing import plugins
 from llamaxing.catalog import Catalog, model_schema, read_models
-from llamaxing.endpoints import ENDPOINTS
+from llamaxing.endpoints import BY_NAME
 from llamaxing.errors import ConfigurationError, ModelNotAllowed, ModelNotFound, NotForThisEndpoint
 from llamaxing.identity import ANONYMOUS, Identity
 
-CHAT, _, EMBEDDINGS, _ = ENDPOINTS
+CHAT, EMBEDDINGS = BY_NAME["chat_completions"], BY_NAME["embeddings"]
 SCHEMA = model_schema(
     {name: plugins.load("providers", name) for name in plugins.names("providers")}
 )

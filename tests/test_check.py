@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import azure, configure, model, openai
+from tests.conftest import EVERYTHING, azure, configure, model, openai
 from tests.fakes import Reply, Upstream
 from tests.services import PROJECT
 
@@ -45,7 +45,7 @@ async def test_it_says_what_would_be_served_and_no_secret(
     lines = out.splitlines()
     assert lines[0].startswith("configuration ")
     assert lines[1:] == [
-        "model m (also alias): chat_completions, completions, embeddings, images_generations",
+        f"model m (also alias): {', '.join(EVERYTHING)}",
         f"  instance i1: {upstream.url('i1')}/v1/chat/completions (priority 0, weight 1)",
         (
             f"  instance i2: {upstream.url('i2')}/openai/deployments/at-i2/chat/completions"

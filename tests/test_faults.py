@@ -18,7 +18,11 @@ AZURE: dict[str, Any] = {
     "azure_api_key": "secret-2",
     "azure_api_version": "2024-10-21",
 }
-CAPABILITIES = "'chat_completions', 'completions', 'embeddings' or 'images_generations'"
+CAPABILITIES = (
+    "'chat_completions', 'completions', 'embeddings', 'images_generations', 'images_edits', "
+    "'images_variations', 'audio_speech', 'audio_transcriptions', 'audio_translations', "
+    "'moderations' or 'responses'"
+)
 
 
 def model(*instances: object, **more: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where a model runs. A provider is one module here: a class of `Instance`, named by `PLUGIN`."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -36,9 +36,14 @@ class Instance(Strict):
     weight: Annotated[float, NotBoolean] = Field(default=1, gt=0, allow_inf_nan=False)
     timeout: Annotated[float | None, NotBoolean] = Field(default=None, gt=0, allow_inf_nan=False)
 
+    @property
     @abstractmethod
-    def url(self, endpoint: Endpoint) -> str:
-        """Where to send a call of this endpoint."""
+    def account(self) -> Hashable:
+        """Where it keeps things: what one instance has kept, another of the account finds."""
+
+    @abstractmethod
+    def url(self, endpoint: Endpoint, id: str = "") -> str:
+        """Where to send a call of this endpoint; `id` of what is kept there, if it is about one."""
 
     @abstractmethod
     async def headers(self) -> Mapping[str, str]:

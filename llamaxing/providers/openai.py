@@ -1,6 +1,6 @@
 """OpenAI, and every server that speaks its API below a base URL: the key as a bearer token."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr
@@ -18,8 +18,12 @@ class OpenAIInstance(Instance):
     openai_base_url: BaseURL = "https://api.openai.com/v1"
     openai_model: str | None = None
 
-    def url(self, endpoint: Endpoint) -> str:
-        return f"{self.openai_base_url}/{endpoint.path}"
+    @property
+    def account(self) -> Hashable:
+        return self.openai_base_url, self.openai_api_key, self.openai_organization
+
+    def url(self, endpoint: Endpoint, id: str = "") -> str:
+        return f"{self.openai_base_url}/{endpoint.at(id)}"
 
     async def headers(self) -> Mapping[str, str]:
         headers = {"authorization": f"Bearer {self.openai_api_key.get_secret_value()}"}
