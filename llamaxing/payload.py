@@ -26,6 +26,7 @@ _READ_UP_TO = 256 * 1024
 _DECODE_UP_TO = 1024 * 1024
 _SPACE = rb"[ \t\n\r]*+"
 _OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
+_OPEN_LIST = re.compile(rb"\[" + _SPACE)
 _COMMA = re.compile(_SPACE + rb"," + _SPACE)
 _NAME = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"' + _SPACE + rb":" + _SPACE, re.DOTALL)
 
@@ -122,20 +123,15 @@ class Payload:
 
     def _opening(self) -> int:
         """The position after the opening brace."""
-        return self._after(_OPEN, 0)
+        return _after(_OPEN, self.body, 0)
 
     def _spans(self) -> Iterator[_Span]:
         position = self._opening()
         for index, (key, raw) in enumerate(self._members.items()):
-            start = self._after(_COMMA, position) if index else position
-            value = self._after(_NAME, start)
+            start = _after(_COMMA, self.body, position) if index else position
+            value = _after(_NAME, self.body, start)
             position = value + memoryview(raw).nbytes
             yield _Span(key.name, start, value, position)
-
-    def _after(self, pattern: re.Pattern[bytes], position: int) -> int:
-        found = pattern.match(self.body, position)
-        assert found is not None, "the decoder has read the same bytes"  # noqa: S101
-        return found.end()
 
 
 Edit = Callable[[Payload], Mapping[str, Any]]
@@ -150,12 +146,33 @@ def _edited(raw: msgspec.Raw, edit: Edit) -> msgspec.Raw | None:
         edits = edit(inner)
         return msgspec.Raw(b"".join(inner.edited(edits))) if edits else None
     if first == b"[":
-        items = _items.decode(raw)
-        edited = [_edited(item, edit) for item in items]
-        if any(edited):
-            pairs = zip(edited, items, strict=True)
-            return msgspec.Raw(b"[%b]" % b",".join(memoryview(new or old) for new, old in pairs))
+        return _edited_list(memoryview(raw), edit)
     return None
+
+
+def _edited_list(raw: memoryview, edit: Edit) -> msgspec.Raw | None:
+    items = _items.decode(raw)
+    edited = [_edited(item, edit) for item in items]
+    if not any(edited):
+        return None
+    parts = _Parts(raw)
+    reach = 0
+    for index, (new, old) in enumerate(zip(edited, items, strict=True)):
+        start = _after(_COMMA if index else _OPEN_LIST, raw, reach)
+        parts.keep(reach, start)
+        reach = start + memoryview(old).nbytes
+        if new is None:
+            parts.keep(start, reach)
+        else:
+            parts.add(bytes(new))
+    parts.keep(reach, len(raw))
+    return msgspec.Raw(b"".join(parts.all))
+
+
+def _after(pattern: re.Pattern[bytes], text: Buffer | memoryview, position: int) -> int:
+    found = pattern.match(text, position)
+    assert found is not None, "the decoder has read the same bytes"  # noqa: S101
+    return found.end()
 
 
 class _Parts:
