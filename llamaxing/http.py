@@ -104,6 +104,9 @@ def pieces(content: Buffer | memoryview) -> Iterator[bytes]:
     with memoryview(content) as view:
         for start in range(0, len(view), _PIECE):
             yield bytes(view[start : start + _PIECE])
+            if isinstance(view.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                # What has been read of a file is in its pages, and need not be in ours as well.
+                view.obj.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True, slots=True)

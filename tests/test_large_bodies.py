@@ -177,6 +177,33 @@ async def test_a_body_of_20_mb_passes_and_memory_grows_by_less_than_twice_of_it(
     assert grown < len(body) + SOME < 2 * len(body)
 
 
+@on_linux
+async def test_a_recording_of_25_mb_fails_over_with_the_same_bytes_and_memory_grows_by_less_than_10(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.replies("i1", 503)
+    upstream.replies("i2", 200, {"text": "Hello"})
+    models = [model(openai(upstream, "i1"), openai(upstream, "i2", priority=1), aliases=["alias"])]
+    recording = bytes(range(256)) * 100 * 1024
+    async with uvicorn_shim(configure(tmp_path, models), tmp_path) as gateway:
+        await warm(gateway)
+        before, tries = memory(gateway, "VmRSS"), len(upstream.journal)
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=30, verify=False) as client:
+            reply = await client.post(
+                "/v1/audio/transcriptions",
+                data={"model": "alias"},
+                files={"file": ("a.mp3", recording)},
+            )
+        grown = memory(gateway, "VmHWM") - before
+
+    assert reply.json() == {"text": "Hello"}
+    first, second = upstream.journal[tries:]
+    assert (first.instance, second.instance) == ("i1", "i2")
+    assert digest(first.body) == digest(second.body)
+    assert recording in first.body
+    assert grown < 10 * MB
+
+
 HOSTILE = {
     "many members": b'{"model": "m"%b}' % (b', "a": 1' * (5 * MB // 2)),
     "a name of 20 MB": b'{"model": "%b"}' % (b"A" * 20 * MB),
