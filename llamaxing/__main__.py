@@ -1,18 +1,22 @@
-"""The command line: `python -m llamaxing serve`, `check` and `schema`."""
+"""The command line: `python -m llamaxing serve`, `check`, `schema` and `keys`."""
 
 import argparse
 import asyncio
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
+from datetime import UTC, datetime
+from getpass import getpass
 from pathlib import Path
 from typing import Any
 
 from llamaxing import settings
 from llamaxing.build import Build, schemas
 from llamaxing.errors import ConfigurationError
+from llamaxing.identity import sha256
 from llamaxing.logs import log
 
 
@@ -45,6 +49,10 @@ def _arguments() -> argparse.ArgumentParser:
         "file", nargs="?", choices=["models", "identities"], help="of one of them alone"
     )
     schema.set_defaults(run=_schema)
+    keys = commands.add_parser("keys", help="make an API key, or hash one")
+    keys.add_argument("what", choices=["new", "hash"], help="hash reads it from standard input")
+    keys.add_argument("--id", default="someone", help="the identity whose it is to be")
+    keys.set_defaults(run=_keys)
     return parser
 
 
@@ -73,6 +81,22 @@ async def _check(probe: bool) -> int:
 
 def _schema(wanted: argparse.Namespace) -> int:
     print(json.dumps(schemas()[wanted.file] if wanted.file else schemas(), indent=2))
+    return 0
+
+
+def _keys(wanted: argparse.Namespace) -> int:
+    """The line for identities.json has the hash alone: nobody who reads the file has the key."""
+    if wanted.what == "new":
+        key = f"llx-{secrets.token_urlsafe(32)}"
+        print(f"{key}\n")
+        print("Hand it over and forget it; this is for identities.json:\n")
+    else:
+        key = getpass("Key: ") if sys.stdin.isatty() else sys.stdin.readline().strip()
+        if not key:
+            sys.stderr.write("there is no key on standard input\n")
+            return 1
+    entry = {"id": datetime.now(UTC).date().isoformat(), "key": f"sha256:{sha256(key)}"}
+    print(json.dumps({"id": wanted.id, "api_keys": [entry]}))
     return 0
 
 

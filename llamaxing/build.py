@@ -4,7 +4,7 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from llamaxing.catalog import Catalog, Model, model_schema, read_models
 from llamaxing.configuration import Live, Watch
 from llamaxing.copies import Copies, default_folder
 from llamaxing.cors import Cors
+from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.errors import ConfigurationError
 from llamaxing.forward import Forwarder
@@ -82,6 +83,7 @@ class Build:
         self._environ = environ
         self._clock = clock
         self._errors: list[ConfigurationError] = []
+        self._methods: dict[str, Authenticator] = {}
         self._hosting = Hosting(environ, Path.cwd())
 
     async def all(self) -> Built:
@@ -102,8 +104,8 @@ class Build:
         web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
         surroundings = plugins.Surroundings(self._environ, web)
         self._check(chosen)
+        self._methods = self._authenticators(chosen, surroundings)
         live = self._live(chosen, surroundings)
-        authenticator = self._authenticator(chosen)
         sinks = self._sinks(chosen)
         try:
             if live:
@@ -117,10 +119,11 @@ class Build:
             Selector(random.Random(), _pauses(chosen), self._clock),
             self._timeouts(chosen),
             chosen.upstream_attempts,
+            Tokens(self._environ),
         )
         gateway = Gateway(
             live,
-            [authenticator],
+            list(self._methods.values()),
             forward,
             Recorder(sinks, copy_up_to=chosen.logging_copy_limit),
             Options(
@@ -199,14 +202,31 @@ class Build:
         return catalog
 
     def _identities(self, raw: bytes, name: str, setting: str) -> Identities:
-        identities = read_identities(raw, name, setting, self._environ)
+        identities = read_identities(raw, name, setting, self._environ, self._wrong_with)
         safety.check_identities(identities, setting, self._hosting.on_azure)
         return identities
 
-    def _authenticator(self, chosen: Settings) -> Authenticator | Any:
-        method = plugins.load("auth", chosen.auth_method)
-        options = self._read(method.Options)
-        return options and method(options, lambda: datetime.now(UTC))
+    def _authenticators(
+        self, chosen: Settings, surroundings: plugins.Surroundings
+    ) -> dict[str, Authenticator]:
+        made = {}
+        for name in settings.listed(chosen.auth_method):
+            method = plugins.load("auth", name)
+            options = self._read(method.Options)
+            try:
+                if options is not None:
+                    made[name] = method(options, surroundings, lambda: datetime.now(UTC))
+            except ConfigurationError as error:
+                self._errors.append(error)
+        return made
+
+    def _wrong_with(self, identity: Identity) -> Iterator[tuple[str, str]]:
+        several = "apikey" in self._methods and len(self._methods) > 1
+        if several and "auth_key" in identity.model_fields_set:
+            what = "may be a key or a claim, since auth_method has several methods"
+            yield "auth_key", f"{what}; write api_keys, or claims"
+        for method in self._methods.values():
+            yield from method.faults(identity)
 
     def _sinks(self, chosen: Settings) -> list[Sink]:
         if chosen.logging_client == "none":

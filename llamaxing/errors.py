@@ -3,7 +3,7 @@
 GatewayError
 ├── InvalidRequest (400)      InvalidJSON · InvalidForm · InvalidType · MissingParameter
 │                             NotForThisEndpoint · ListedTogether
-├── Unauthenticated (401)
+├── Unauthenticated (401)     InvalidToken
 ├── Forbidden (403)           IdentityNotAllowed · ModelNotAllowed
 ├── NotFound (404)            ModelNotFound · UnknownId · UnknownURL
 ├── MethodNotAllowed (405)
@@ -13,6 +13,7 @@ GatewayError
 ├── InternalError (500)
 ├── UpstreamFailed (502)      UpstreamUnreachable · UpstreamBadResponse · UpstreamAuth
 ├── NotConfigured (503)
+├── JwksUnavailable (503)
 ├── UpstreamTimeout (504)
 └── StreamBroken · StreamTooOld (200: behind the first byte)
 
@@ -107,6 +108,14 @@ class Unauthenticated(GatewayError):
     type = "invalid_request_error"
     code = "invalid_api_key"
     headers: Mapping[str, str] = {"www-authenticate": 'Bearer realm="llamaxing"'}
+
+
+class InvalidToken(Unauthenticated):
+    code = "invalid_token"
+    # RFC 6750 section 3.1
+    headers: Mapping[str, str] = {
+        "www-authenticate": 'Bearer realm="llamaxing", error="invalid_token"'
+    }
 
 
 class Forbidden(GatewayError):
@@ -234,6 +243,17 @@ class NotConfigured(GatewayError):
             "The gateway cannot serve with its configuration: its log says what is wrong with "
             f"{', '.join(settings)}."
         )
+
+
+class JwksUnavailable(GatewayError):
+    """No keys of a token's issuer can be had."""
+
+    status = 503
+    code = "jwks_unavailable"
+    headers: Mapping[str, str] = {"retry-after": "5"}
+
+    def __init__(self) -> None:
+        super().__init__("Tokens cannot be verified just now: their issuer's keys are not there.")
 
 
 class UpstreamTimeout(GatewayError):

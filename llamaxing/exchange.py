@@ -59,7 +59,8 @@ class Kept:
 class Exchange:
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
-    answered by. `form`: the fields of a request that is a form.
+    answered by. `form`: the fields of a request that is a form. `caller`: whose it is, the
+    identity or somebody who shares it; `credential`: what they showed, by its name.
     """
 
     endpoint: Endpoint
@@ -69,6 +70,8 @@ class Exchange:
     configuration: str = ""
     started: float = field(default_factory=time.time)
     identity: Identity | None = None
+    caller: str | None = None
+    credential: str | None = None
     request: Buffer = b""
     form: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
@@ -111,7 +114,12 @@ class Exchange:
                 }
                 for attempt in self.attempts
             ],
-            "identity": self.identity and self.identity.model_dump(include={"id", "name", "info"}),
+            "identity": self.identity
+            and {
+                **self.identity.model_dump(include={"name", "info"}),
+                "id": self.caller or self.identity.id,
+            },
+            "credential": self.credential,
             "metadata": self.metadata,
             "streamed": self.streamed,
             "status": self.status,

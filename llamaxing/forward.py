@@ -17,14 +17,17 @@ import httpx
 from llamaxing import __version__
 from llamaxing.answer import Answer, Failure, judged, last_word
 from llamaxing.catalog import Model
+from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import Endpoint
 from llamaxing.errors import (
+    UpstreamAuth,
     UpstreamBadResponse,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
 from llamaxing.exchange import Attempt, Exchange
 from llamaxing.form import Form
+from llamaxing.logs import log
 from llamaxing.payload import Payload
 from llamaxing.providers import Instance
 from llamaxing.selection import Selector
@@ -61,11 +64,13 @@ class Forwarder:
         selector: Selector,
         timeouts: Timeouts,
         attempts: int,
+        tokens: Tokens,
     ) -> None:
         self._transport = transport
         self._selector = selector
         self._timeouts = timeouts
         self._attempts = attempts
+        self._tokens = tokens
         # Those that refused to count the tokens of a stream.
         self._uncounting: set[Instance] = set()
 
@@ -106,9 +111,9 @@ class Forwarder:
         limit = instance.timeout or (self._timeouts.first_header if call.streamed else math.inf)
         now = asyncio.get_running_loop().time()
         name = call.model.id
-        request = await self._request(instance, call)
         try:
             async with asyncio.timeout_at(min(deadline, now + limit)):
+                request = await self._request(instance, call)
                 response = await self._transport.handle_async_request(request)
         except TimeoutError as error:
             waited = asyncio.get_running_loop().time() - now
@@ -117,6 +122,9 @@ class Forwarder:
                 attempt.error = failure.error.code
                 raise failure.error from error
             return failure
+        except ConnectionError as error:
+            log.error("instance %s cannot be called: %s", instance.id, error)
+            return Failure(UpstreamAuth(name))
         except (httpx.ConnectError, httpx.TimeoutException, httpx.ReadError):
             return Failure(UpstreamUnreachable(name))
         except httpx.TransportError:
@@ -148,7 +156,7 @@ class Forwarder:
                 **(
                     {} if call.endpoint.method == "GET" else {"content-length": str(content.length)}
                 ),
-                **await instance.headers(),
+                **await instance.headers(self._tokens),
             },
             stream=content,
             extensions={

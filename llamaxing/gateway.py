@@ -10,7 +10,7 @@ from typing import Any
 
 from llamaxing import asked, endpoints, headers
 from llamaxing.answer import Answer
-from llamaxing.auth import Authenticator
+from llamaxing.auth import Authenticator, Caller
 from llamaxing.configuration import Configuration, Live
 from llamaxing.cors import Cors
 from llamaxing.endpoints import Match
@@ -18,7 +18,7 @@ from llamaxing.errors import CallerGone, GatewayError, InternalError, Unauthenti
 from llamaxing.exchange import Exchange, Kept
 from llamaxing.forward import Call, Forwarder
 from llamaxing.http import Headers, Request, Response
-from llamaxing.identity import Identities, Identity
+from llamaxing.identity import Identities
 from llamaxing.ids import Ids, Owner
 from llamaxing.logs import SENSITIVE, TEXTS, log
 from llamaxing.pages import Pages, respond
@@ -117,12 +117,14 @@ class Gateway:
         self, exchange: Exchange, request: Request, match: Match, serving: Configuration
     ) -> tuple[Call, Owner]:
         """What to ask of an upstream, and whose ids the answer will have."""
-        identity = exchange.identity = await self._identify(request, serving.identities)
+        caller = await self._identify(request, serving.identities)
+        identity = exchange.identity = caller.identity
+        exchange.caller, exchange.credential = caller.id, caller.how
         endpoint, catalog = match.endpoint, serving.catalog
         payload = await asked.read(request, exchange)
         query = endpoint.passes(request.query)
         exchange.streamed = asked.streamed(payload, query)
-        owner = self._options.ids.of(identity, endpoint, payload, catalog)
+        owner = self._options.ids.of(identity, caller.id, endpoint, payload, catalog)
         where = owner.where(endpoint, match.id, payload, query)
         exchange.model = match.model or asked.model(
             payload, endpoint, where, self._options.defaults
@@ -151,15 +153,16 @@ class Gateway:
             raise
         return answer
 
-    async def _identify(self, request: Request, identities: Identities) -> Identity:
+    async def _identify(self, request: Request, identities: Identities) -> Caller:
+        caller: Caller | None = None
         for authenticator in self._authenticators:
-            identity = await authenticator.authenticate(request, identities)
-            if identity is not None:
-                return identity
-        raise Unauthenticated(
-            "You didn't provide an API key: send it as 'Authorization: Bearer <key>' or as "
-            "'api-key: <key>'."
-        )
+            found = await authenticator.authenticate(request, identities)
+            if caller is not None and found is not None and caller.id != found.id:
+                raise Unauthenticated("The request carries the credentials of two identities.")
+            caller = caller or found
+        if caller is None:
+            raise self._authenticators[0].missing()
+        return caller
 
     def _relayed(self, exchange: Exchange, answer: Answer) -> Response:
         exchange.status = answer.status

@@ -3,7 +3,8 @@
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,11 @@ class ApiKeyEntry(Strict):
         return found[1] if found else sha256(text)
 
     @property
+    def name(self) -> str:
+        """What records call it: its id, or the beginning of its SHA-256."""
+        return self.id or self.digest[:8]
+
+    @property
     def is_sample(self) -> bool:
         """Whether it is a key of the examples, which everybody knows."""
         return self.key.get_secret_value().startswith(SAMPLE)
@@ -91,6 +97,14 @@ class Identity(Strict):
 
     _check = field_validator("auth_key")(_key)
 
+    @field_validator("claims")
+    @classmethod
+    def _claims(cls, value: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+        for name, wanted in value.items():
+            if not wanted or not all(wanted):
+                raise ValueError(f"say nothing of {name!r}; write what it has to be")
+        return value
+
     def may_use(self, model: str) -> bool:
         return self.models is None or any(fnmatch.fnmatchcase(model, it) for it in self.models)
 
@@ -103,7 +117,45 @@ class Identity(Strict):
         return several
 
 
+Claims = Mapping[str, Any]
+"""What a token says of its bearer."""
+
+# Claims that name the application that asked for a token: with a person's token that says nothing.
+_OF_APPLICATIONS = frozenset({"azp", "appid"})
+_SPACED = frozenset({"scp", "scope"})
+
+
+def _fits(identity: Identity, claims: Claims) -> bool:
+    return all(
+        not _values(claims, name).isdisjoint(wanted) for name, wanted in identity.claims.items()
+    )
+
+
+def _values(claims: Claims, name: str) -> set[str]:
+    given = claims.get(name)
+    if name in _OF_APPLICATIONS and not _is_of_an_application(claims):
+        return set()
+    if name in _SPACED and isinstance(given, str):
+        return set(given.split())
+    return {it for it in (given if isinstance(given, list) else [given]) if isinstance(it, str)}
+
+
+def _is_of_an_application(claims: Claims) -> bool:
+    # Entra ID gives a person's token scopes (`scp`); `idtyp` is an optional claim that says so.
+    return claims.get("idtyp", "app") == "app" and "scp" not in claims
+
+
 ANONYMOUS = Identity(id="anonymous")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is known of a key, or of a claim that stands in its place."""
+
+    identity: Identity
+    place: str
+    name: str
+    expires: datetime | None
 
 
 class Identities:
@@ -111,7 +163,12 @@ class Identities:
 
     def __init__(self, identities: Iterable[Identity] = ()) -> None:
         self._all = tuple(identities)
-        self._by_digest = {key.digest: (who, key) for who in self._all for key in who.keys.values()}
+        self._by_claim = [who for who in self._all if who.claims]
+        self._by_digest = {
+            key.digest: _Found(who, place, key.name, key.expires)
+            for who in self._all
+            for place, key in who.keys.items()
+        }
 
     def __len__(self) -> int:
         return len(self._all)
@@ -119,18 +176,37 @@ class Identities:
     def __iter__(self) -> Iterator[Identity]:
         return iter(self._all)
 
-    def by_key(self, key: str, now: datetime) -> Identity | None:
-        """Whose key it is; None for a key that is unknown or has expired."""
-        identity, entry = self._by_digest.get(sha256(key), (None, None))
-        if entry is not None and entry.expires is not None and entry.expires <= now:
+    def by_key(self, key: str, now: datetime) -> tuple[Identity, str] | None:
+        """Whose key it is, and what the key is called; None for one that is unknown or expired."""
+        found = self._by_digest.get(sha256(key))
+        if found is None or (found.expires is not None and found.expires <= now):
             return None
-        return identity
+        return found.identity, found.name
+
+    def by_claims(self, claims: Claims, id_key: str) -> tuple[Identity, bool] | None:
+        """Whose claims they are, and whether that is one person's entry: by the claim `id_key`;
+        else the first entry that all of its own claims fit.
+        """
+        subject = claims[id_key]
+        found = self._by_digest.get(sha256(subject))
+        if found is not None and found.place == "auth_key":
+            return found.identity, True
+        fitting = [it for it in self._by_claim if _fits(it, claims)]
+        person = next((it for it in fitting if id_key in it.claims), None)
+        if person is not None:
+            return person, True
+        return (fitting[0], False) if fitting else None
 
 
 def read_identities(
-    raw: bytes, name: str, setting: str, variables: Mapping[str, str]
+    raw: bytes,
+    name: str,
+    setting: str,
+    variables: Mapping[str, str],
+    faults: Callable[[Identity], Iterable[tuple[str, str]]] = lambda _: (),
 ) -> Identities:
-    """`${VAR}` is taken from `variables` everywhere but in `info`.
+    """`${VAR}` is taken from `variables` everywhere but in `info`. `faults` are what the chosen
+    methods find wrong with an entry.
 
     Raises `ConfigurationError` with every fault of the file.
     """
@@ -141,6 +217,8 @@ def read_identities(
             item[key] = document.expanded(item[key], f"{at}.{key}", variables)
         if identity := document.check(Identity, item, at):
             found.append((at, identity))
+            for where, what in faults(identity):
+                document.fault(f"{at}.{where}", what)
     document.unique("id", [(f"{at}.id", identity.id) for at, identity in found])
     document.unique(
         "key",

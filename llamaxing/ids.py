@@ -93,18 +93,19 @@ class Ids:
     def of(
         self,
         identity: Identity,
+        owner: str,
         endpoint: Endpoint,
         payload: Payload | Form | None,
         catalog: Catalog,
     ) -> Owner:
-        """Signed where it matters which instance has it, or whose it is."""
+        """Signed where it matters which instance has it, or whose it is: `owner`'s."""
         if endpoint.keeps == "never" or (
             endpoint.keeps == "if_stored" and not (payload and payload.get("store") is True)
         ):
             return _NOBODY
         places = _places(catalog, endpoint.capability, identity)
         if self.secrets and (identity is not ANONYMOUS or len(places) > 1):
-            return Signed(self.secrets, identity.id, places)
+            return Signed(self.secrets, owner, places)
         return Plain(places if identity is ANONYMOUS else ())
 
 

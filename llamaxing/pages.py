@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from llamaxing import endpoints
+from llamaxing.auth import Caller
 from llamaxing.configuration import Configuration, Live
 from llamaxing.errors import Forbidden, MethodNotAllowed, ModelNotFound, Unauthenticated, UnknownURL
 from llamaxing.http import Headers, Request, Response
@@ -19,7 +20,7 @@ class Pages:
         self,
         app_name: str,
         live: Live,
-        identify: Callable[[Request, Identities], Awaitable[Identity]],
+        identify: Callable[[Request, Identities], Awaitable[Caller]],
         reference: Reference | None,
     ) -> None:
         self._app_name = app_name
@@ -32,8 +33,8 @@ class Pages:
         wanted = endpoints.models_path(request.path)
         if wanted is not None:
             allow(request, ("GET",))
-            identity = await self._identify(request, serving.identities)
-            return _json(200, self._listing(serving, identity, wanted))
+            caller = await self._identify(request, serving.identities)
+            return _json(200, self._listing(serving, caller.identity, wanted))
         if request.path == "/health/live":
             allow(request, ("GET", "HEAD"))
             return ok()

@@ -58,7 +58,11 @@ class Settings(BaseModel, frozen=True):
         description="0: a line a call, without texts; 1: requests and replies too; 2: chunks of "
         "streams too; 3: what is sensitive too.",
     )
-    auth_method: str = Field(default="none", description="How callers are known: `none`, `apikey`.")
+    auth_method: str = Field(
+        default="none",
+        description="How callers are known: `none`, or of `apikey`, `jwt` and `easyauth` one or "
+        "more, separated by commas.",
+    )
     auth_none_on_azure: bool = Field(
         default=False, description="Lets `auth_method=none` serve on Azure, open to everybody."
     )
@@ -201,7 +205,12 @@ class Settings(BaseModel, frozen=True):
     @field_validator("auth_method")
     @classmethod
     def _auth_method(cls, value: str) -> str:
-        return _one_of(value, plugins.names("auth"))
+        methods = [_one_of(it, plugins.names("auth")) for it in listed(value)]
+        if not methods:
+            raise ValueError(f"is empty; use {either(plugins.names('auth'))}")
+        if "none" in methods and len(methods) > 1:
+            raise ValueError("has 'none' beside others, and would let everybody in")
+        return ",".join(dict.fromkeys(methods))
 
     @field_validator("logging_client")
     @classmethod

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jwt
 import pytest
 
 from llamaxing import plugins
@@ -131,10 +132,23 @@ async def test_a_model_of_the_listing_is_found_by_its_name_with_slashes_too(
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 
+NEEDS = {
+    "easyauth": {"WEBSITE_AUTH_ENABLED": "True"},
+    "jwt": {"AUTH_METHOD_JWT_VERIFY_SIGNATURE": "false"},
+}
+SHOWS = {
+    "easyauth": {
+        "x-ms-client-principal": "eyJjbGFpbXMiOiBbXX0=",
+        "x-ms-client-principal-id": "key-ann",
+    },
+    "jwt": {"api-key": jwt.encode({"oid": "key-ann", "exp": 2**31}, key="", algorithm="none")},
+}
+
+
 @pytest.mark.parametrize("method", plugins.names("auth"))
 async def test_every_method_serves_a_whole_call(serve: Serve, method: str) -> None:
-    gateway = await serve(identities=IDENTITIES, AUTH_METHOD=method)
+    gateway = await serve(identities=IDENTITIES, AUTH_METHOD=method, **NEEDS.get(method, {}))
 
-    reply = await gateway.post(PATH, json=CHAT, headers={"api-key": "key-ann"})
+    reply = await gateway.post(PATH, json=CHAT, headers=SHOWS.get(method, {"api-key": "key-ann"}))
 
     assert reply.status_code == 200

@@ -5,7 +5,7 @@ import pytest
 from llamaxing import plugins
 from llamaxing.endpoints import BY_NAME
 from tests.conftest import Serve, Served, azure, model, openai
-from tests.fakes import CHAT, DONE, Upstream, chunk
+from tests.fakes import CHAT, DONE, Clock, Upstream, chunk
 
 PATHS = [f"/v1/{BY_NAME[name].path}" for name in ("chat_completions", "embeddings", "audio_speech")]
 BODIES = [CHAT, {**CHAT, "stream": True}]
@@ -81,7 +81,8 @@ async def test_any_other_failure_goes_before_a_refused_credential(
     assert (reply.status_code, reply.content) == (503, b'{"error": "busy"}')
 
 
-async def test_all_throttled_gives_the_least_wait(upstream: Upstream, gateway: Served) -> None:
+async def test_all_throttled_gives_the_least_wait(upstream: Upstream, serve: Serve) -> None:
+    gateway = await serve(clock=Clock())
     upstream.replies("i1", 429, retry_after="7").replies("i2", 429, retry_after_ms="12500")
 
     reply = await gateway.post("/v1/chat/completions", json=CHAT)

@@ -11,6 +11,7 @@ import pytest
 
 from llamaxing.catalog import Catalog
 from llamaxing.configuration import Configuration
+from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.forward import Forwarder
 from llamaxing.gateway import Gateway
@@ -274,7 +275,7 @@ async def test_a_fault_of_ours_is_500_with_its_reason_in_the_log_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     recorder = Recorder([], copy_up_to=0)
-    forward = Forwarder(AiohttpTransport(1), Selector(random.Random()), Timeouts(), 1)
+    forward = Forwarder(AiohttpTransport(1), Selector(random.Random()), Timeouts(), 1, Tokens({}))
     nothing = Configuration(Catalog([]), Identities(), "1")
     live = SimpleNamespace(look=lambda: None, current=nothing)
     gateway = Gateway(live, [Broken()], forward, recorder)  # type: ignore[arg-type]

@@ -27,8 +27,8 @@ def test_a_key_is_found_as_it_is_and_by_its_hash() -> None:
         {},
     )
 
-    assert identities.by_key("one", NOW).id == "a"  # type: ignore[union-attr]
-    assert identities.by_key("two", NOW).id == "b"  # type: ignore[union-attr]
+    assert identities.by_key("one", NOW)[0].id == "a"  # type: ignore[index]
+    assert identities.by_key("two", NOW)[0].id == "b"  # type: ignore[index]
     assert identities.by_key(hashed, NOW) is None
     assert identities.by_key("", NOW) is None
 
@@ -40,7 +40,11 @@ def test_two_keys_overlap_in_a_rotation_until_the_old_one_expires() -> None:
     )
 
     before = NOW - timedelta(seconds=1)
-    assert identities.by_key("old", before) is identities.by_key("new", before) is not None
+    old, new = identities.by_key("old", before), identities.by_key("new", before)
+    assert old is not None
+    assert new is not None
+    assert old[0] is new[0]
+    assert (old[1], new[1]) == ("k1", "k2")
     assert identities.by_key("old", NOW) is None
 
 

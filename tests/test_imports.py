@@ -26,7 +26,7 @@ LAYERS = [
     ["form"],
     ["catalog", "upstream", "payload", "copies"],
     ["providers", "auth", "sinks", "sources"],
-    ["credentials", "plugins"],
+    ["credentials", "plugins", "jwks"],
     ["headers", "exchange", "cors"],
     ["identity", "sse"],
     ["endpoints", "document"],

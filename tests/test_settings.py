@@ -7,8 +7,12 @@ import pytest
 from llamaxing import settings
 from llamaxing.settings import Settings, read
 
+METHODS = "'apikey', 'easyauth', 'jwt' or 'none'"
 FAULTS = {
-    ("AUTH_METHOD", "ldap"): "auth_method: 'ldap' is not known; use 'apikey' or 'none'",
+    (
+        "AUTH_METHOD",
+        "ldap",
+    ): "auth_method: 'ldap' is not known; use 'apikey', 'easyauth', 'jwt' or 'none'",
     ("LOGGING_CLIENT", "x"): "logging_client: 'x' is not known; use 'none' or 'jsonl'",
     ("IDENTITY_STORE", "x"): "identity_store: has to be 'none' or 'json'",
     ("DEBUG_LEVEL", "4"): "debug_level: has to be less than or equal to 3",

@@ -1,18 +1,47 @@
 """Who is calling. A method is one module here: a class of `Authenticator`, named by `PLUGIN`."""
 
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from llamaxing.errors import Unauthenticated
 from llamaxing.http import Request
 from llamaxing.identity import Identities, Identity
 
+Now = Callable[[], datetime]
+
+# RFC 7515 section 7.1: three parts in base64url; the first is JSON, so it begins with `{"`.
+_TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The identity, and the `id` under which what is the caller's is known: the identity's own, or
+    with a person behind it where several share an entry. `how`: what they showed, for records.
+    """
+
+    identity: Identity
+    id: str
+    how: str
+
 
 class Authenticator(Protocol):
-    async def authenticate(self, request: Request, identities: Identities) -> Identity | None:
+    """Made of its `Options`, the gateway's surroundings, and what time it is."""
+
+    def faults(self, identity: Identity) -> Iterable[tuple[str, str]]:
+        """What is wrong with an entry of identities.json for this method: where, and what."""
+
+    def missing(self) -> Unauthenticated:
+        """What a caller is told who shows nothing that any method knows."""
+
+    async def authenticate(self, request: Request, identities: Identities) -> Caller | None:
         """Which of `identities` is calling, or None when the request has no credential that this
         method knows.
 
-        Raises `Unauthenticated` for one it knows and does not accept.
+        Raises `Unauthenticated` for one it knows and does not accept, `IdentityNotAllowed` for one
+        that is good and nobody's here.
         """
 
 
@@ -25,6 +54,16 @@ def credentials(request: Request, header: str | None = None) -> list[str]:
     names = [header.lower()] if header else ["authorization", "api-key"]
     values = [(name, request.headers[name]) for name in names if name in request.headers]
     return [_bearer(value) if name == "authorization" else value for name, value in values]
+
+
+def looks_like_token(credential: str) -> bool:
+    """Whether it is a JWT rather than an API key."""
+    return _TOKEN.fullmatch(credential) is not None
+
+
+def listed(value: str) -> Sequence[str]:
+    """The items of a setting that has several, separated by commas."""
+    return [it.strip() for it in value.split(",") if it.strip()]
 
 
 def _bearer(value: str) -> str:

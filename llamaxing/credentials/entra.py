@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+AZURE_OPENAI = "https://cognitiveservices.azure.com/.default"
 STORAGE = "https://storage.azure.com/.default"
 
 # A token is fetched anew when it has less than this many seconds left.
@@ -62,6 +63,26 @@ class Entra:
             raise ConnectionError(f"no token from Entra ID: {reason}") from None
 
 
+class Tokens:
+    """The tokens of one environment: each is fetched when it is first asked for."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._by_scope: dict[tuple[str, str | None], Entra] = {}
+
+    async def of(self, scope: str, client_id: str | None = None) -> SecretStr:
+        """`client_id`: of a user-assigned identity, where the app has several.
+
+        Raises `ConnectionError` when there is none to be had; its text holds no token.
+        """
+        entra = self._by_scope.get((scope, client_id))
+        if entra is None:
+            own = {"AZURE_CLIENT_ID": client_id} if client_id else {}
+            entra = Entra(scope, credential({**self._environ, **own}))
+            self._by_scope[scope, client_id] = entra
+        return await entra.token()
+
+
 def credential(environ: Mapping[str, str], prefix: str = "AZURE_") -> Callable[[], Any]:
     """The credential that the variables `PREFIXclientId` and so on describe, as Functions'
     identity-based connections and azure-identity name them; without any, whatever there is:
@@ -75,17 +96,20 @@ def credential(environ: Mapping[str, str], prefix: str = "AZURE_") -> Callable[[
     tenant, client = variable("TENANT_ID"), variable("CLIENT_ID")
     secret, kind = variable("CLIENT_SECRET"), (variable("CREDENTIAL") or "").lower()
 
+    # An authority of one's own is not one that Microsoft's list of authorities has.
+    limits = _LIMITS | {"disable_instance_discovery": "AZURE_AUTHORITY_HOST" in given}
+
     def make() -> Any:
         from azure import identity
 
         if tenant and client and secret:
-            return identity.ClientSecretCredential(tenant, client, secret, **_LIMITS)
+            return identity.ClientSecretCredential(tenant, client, secret, **limits)
         if kind == "managedidentity":
             return identity.ManagedIdentityCredential(client_id=client, **_LIMITS)
         return identity.DefaultAzureCredential(
             managed_identity_client_id=client,
             exclude_interactive_browser_credential=True,
-            **_LIMITS,
+            **limits,
         )
 
     return make

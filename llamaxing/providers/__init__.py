@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from llamaxing.credentials.entra import Tokens
 from llamaxing.document import NotBoolean, Strict
 from llamaxing.endpoints import Endpoint
 
@@ -46,8 +47,11 @@ class Instance(Strict):
         """Where to send a call of this endpoint; `id` of what is kept there, if it is about one."""
 
     @abstractmethod
-    async def headers(self) -> Mapping[str, str]:
-        """The credential it is called with, and what else its provider wants to be told."""
+    async def headers(self, tokens: Tokens) -> Mapping[str, str]:
+        """The credential it is called with, and what else its provider wants to be told.
+
+        Raises `ConnectionError` where there is no credential to be had just now.
+        """
 
     @abstractmethod
     def edits(self, endpoint: Endpoint, model: str) -> Mapping[str, Any]:

@@ -1,4 +1,5 @@
-"""Azure OpenAI: the deployment is named in the path, or in the body; the key in `api-key`."""
+"""Azure OpenAI: the deployment is named in the path, or in the body; the key in `api-key`,
+or a token of Entra ID."""
 
 from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, Literal
@@ -6,6 +7,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, SecretStr
 
+from llamaxing.credentials.entra import AZURE_OPENAI, Tokens
 from llamaxing.endpoints import Endpoint
 from llamaxing.providers import BaseURL, Instance
 
@@ -24,13 +26,18 @@ def _resource(url: str) -> str:
 
 
 class AzureInstance(Instance):
-    """Without `azure_api_version`, or with `preview` or `latest`, it has the v1 surface."""
+    """Without `azure_api_version`, or with `preview` or `latest`, it has the v1 surface. Without
+    `azure_api_key` it is called with a token of Entra ID: the app's managed identity's, on Azure
+    (`azure_client_id` names one of several), or whatever azure-identity finds.
+    """
 
     provider: Literal["azure"]
     azure_endpoint: Annotated[BaseURL, AfterValidator(_resource)]
     azure_deployment: str = Field(min_length=1)
-    azure_api_key: SecretStr = Field(min_length=1)
+    azure_api_key: SecretStr | None = Field(default=None, min_length=1)
     azure_api_version: str | None = Field(default=None, min_length=1)
+    azure_client_id: str | None = Field(default=None, min_length=1)
+    azure_token_scope: str = Field(default=AZURE_OPENAI, min_length=1)
 
     @property
     def account(self) -> Hashable:
@@ -39,8 +46,11 @@ class AzureInstance(Instance):
     def url(self, endpoint: Endpoint, id: str = "") -> str:
         return f"{self.azure_endpoint}/openai/{self._path(endpoint, id)}{self._version}"
 
-    async def headers(self) -> Mapping[str, str]:
-        return {"api-key": self.azure_api_key.get_secret_value()}
+    async def headers(self, tokens: Tokens) -> Mapping[str, str]:
+        if self.azure_api_key is not None:
+            return {"api-key": self.azure_api_key.get_secret_value()}
+        token = await tokens.of(self.azure_token_scope, self.azure_client_id)
+        return {"authorization": f"Bearer {token.get_secret_value()}"}
 
     def edits(self, endpoint: Endpoint, model: str) -> Mapping[str, Any]:
         # Where the path names the deployment, Azure ignores `model`; but for images.

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 
+from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import Endpoint
 from llamaxing.providers import BaseURL, Instance
 
@@ -25,7 +26,7 @@ class OpenAIInstance(Instance):
     def url(self, endpoint: Endpoint, id: str = "") -> str:
         return f"{self.openai_base_url}/{endpoint.at(id)}"
 
-    async def headers(self) -> Mapping[str, str]:
+    async def headers(self, tokens: Tokens) -> Mapping[str, str]:
         headers = {"authorization": f"Bearer {self.openai_api_key.get_secret_value()}"}
         if self.openai_organization:
             headers["openai-organization"] = self.openai_organization

@@ -1,0 +1,118 @@
+"""Upstreams that are called with a token of Entra ID, got by the real azure-identity."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.authority import Authority
+from tests.conftest import Serve, Served, azure, configure, model
+from tests.e2e import uvicorn_shim
+from tests.fakes import CHAT, Upstream
+from tests.managed_identity import ManagedIdentity
+
+PATH = "/v1/chat/completions"
+
+
+def keyless(upstream: Upstream, id: str, **more: Any) -> dict[str, Any]:
+    found = azure(upstream, id, **more)
+    del found["azure_api_key"]
+    return found
+
+
+async def served(
+    serve: Serve, upstream: Upstream, identity: ManagedIdentity, **more: Any
+) -> Served:
+    there = keyless(upstream, "i1", **more)
+    return await serve([model(there)], AZURE_CREDENTIAL="managedidentity")
+
+
+@pytest.fixture
+def identity(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """azure-identity reads where the platform's endpoint is from the environment alone."""
+    with ManagedIdentity() as found:
+        for name, value in found.environ.items():
+            monkeypatch.setenv(name, value)
+        yield found
+
+
+async def test_fifty_calls_at_once_are_sent_with_one_token_of_the_right_scope(
+    serve: Serve, upstream: Upstream, identity: ManagedIdentity
+) -> None:
+    gateway = await served(serve, upstream, identity)
+
+    replies = await asyncio.gather(*(gateway.post(PATH, json=CHAT) for _ in range(50)))
+
+    assert {reply.status_code for reply in replies} == {200}
+    [asked] = identity.requests
+    assert asked.resource == "https://cognitiveservices.azure.com"
+    [shown] = {it.headers["authorization"] for it in upstream.journal}
+    assert shown.startswith("Bearer ")
+    assert all("api-key" not in it.headers for it in upstream.journal)
+    records = await gateway.recorded(50)
+    assert shown.removeprefix("Bearer ") not in json.dumps(records)
+
+
+async def test_a_user_assigned_identity_is_asked_for_by_its_id(
+    serve: Serve, upstream: Upstream, identity: ManagedIdentity
+) -> None:
+    gateway = await served(serve, upstream, identity, azure_client_id="11111111-aaaa")
+
+    assert (await gateway.post(PATH, json=CHAT)).status_code == 200
+    assert identity.requests[0].client_id == "11111111-aaaa"
+
+
+async def test_a_token_is_fetched_anew_before_it_ends(
+    serve: Serve, upstream: Upstream, identity: ManagedIdentity
+) -> None:
+    # It has four minutes left, which is less than a call may need and more than nothing.
+    identity.lifetime = 240
+    gateway = await served(serve, upstream, identity)
+
+    for _ in range(2):
+        assert (await gateway.post(PATH, json=CHAT)).status_code == 200
+
+    first, second = (it.headers["authorization"] for it in upstream.journal)
+    assert first != second
+
+
+async def test_without_a_token_it_is_502_and_the_next_instance_is_asked(
+    serve: Serve, upstream: Upstream, identity: ManagedIdentity, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity.status = 500
+    alone = model(keyless(upstream, "i1"), id="alone")
+    both = model(keyless(upstream, "i2"), azure(upstream, "i3", priority=1))
+    gateway = await serve([alone, both], AZURE_CREDENTIAL="managedidentity")
+
+    refused = await gateway.post(PATH, json={**CHAT, "model": "alone"})
+    answered = await gateway.post(PATH, json=CHAT)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "upstream_auth")
+    assert identity.secret not in refused.text + caplog.text
+    assert "instance i1 cannot be called: no token from Entra ID" in caplog.text
+    assert (answered.status_code, upstream.asked) == (200, ["i3"])
+
+
+async def test_a_client_secret_gets_its_token_from_the_tenants_authority(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    models = [model(keyless(upstream, "i1", azure_token_scope="api://custom/.default"))]
+    with Authority(tmp_path) as authority:
+        settings = configure(tmp_path, models) | authority.environ
+        async with (
+            uvicorn_shim(settings, tmp_path) as gateway,
+            httpx.AsyncClient(base_url=gateway.url, timeout=30) as caller,
+        ):
+            calls = (caller.post(PATH, json=CHAT) for _ in range(50))
+            replies = await asyncio.gather(*calls)
+
+    assert {reply.status_code for reply in replies} == {200}
+    [asked] = authority.requests
+    assert asked["grant_type"] == "client_credentials"
+    assert asked["scope"] == "api://custom/.default"
+    assert {it.headers["authorization"] for it in upstream.journal} == {
+        f"Bearer {authority.tokens[0]}"
+    }
