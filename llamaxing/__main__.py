@@ -1,4 +1,4 @@
-"""The command line: `python -m llamaxing serve`, `check` and `schema`."""
+"""The command line: `python -m llamaxing serve`, `check`, `schema` and `simulate`."""
 
 import argparse
 import asyncio
@@ -14,6 +14,7 @@ from llamaxing import settings
 from llamaxing.build import Build, schemas
 from llamaxing.errors import ConfigurationError
 from llamaxing.logs import log
+from llamaxing.simulate import command as simulate
 
 
 def main() -> int:
@@ -45,6 +46,7 @@ def _arguments() -> argparse.ArgumentParser:
         "file", nargs="?", choices=["models", "identities"], help="of one of them alone"
     )
     schema.set_defaults(run=_schema)
+    simulate.add(commands)
     return parser
 
 
