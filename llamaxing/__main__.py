@@ -1,4 +1,4 @@
-"""The command line: `python -m llamaxing serve`, `check`, `schema` and `keys`."""
+"""The command line: `python -m llamaxing serve`, `check`, `schema`, `keys` and `simulate`."""
 
 import argparse
 import asyncio
@@ -18,6 +18,7 @@ from llamaxing.build import Build, schemas
 from llamaxing.errors import ConfigurationError
 from llamaxing.identity import sha256
 from llamaxing.logs import log
+from llamaxing.simulate import command as simulate
 
 
 def main() -> int:
@@ -53,6 +54,7 @@ def _arguments() -> argparse.ArgumentParser:
     keys.add_argument("what", choices=["new", "hash"], help="hash reads it from standard input")
     keys.add_argument("--id", default="someone", help="the identity whose it is to be")
     keys.set_defaults(run=_keys)
+    simulate.add(commands)
     return parser
 
 

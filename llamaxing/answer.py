@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,8 @@ class Answer:
     """An upstream's reply: its head, what is `held` of its body, and what is still to come.
 
     `counted`: its tokens are counted in a stream because we asked for it, and not the caller.
-    `edit` is what happens to each event of a stream on its way.
+    `edit` is what happens to each event of a stream on its way. `latency`: seconds that its head
+    took. `on_close`: whom to tell, once, that it is over.
     """
 
     status: int
@@ -43,6 +44,8 @@ class Answer:
     whole: bool = False
     counted: bool = False
     edit: Callable[[bytes], bytes] | None = None
+    latency: float = 0.0
+    on_close: Callable[[], None] | None = None
 
     def texts(self) -> Iterator[tuple[str, str]]:
         return ((k.decode("latin-1"), v.decode("latin-1")) for k, v in self.headers)
@@ -69,6 +72,9 @@ class Answer:
         self.whole = True
 
     async def aclose(self) -> None:
+        closed, self.on_close = self.on_close, None
+        if closed:
+            closed()
         await self.stream.aclose()
 
 
@@ -92,12 +98,18 @@ class Failure:
     """Why an instance has no answer: what the caller is told, or the upstream's own words.
 
     `wait`: seconds that it asks to be left alone. `counts`: whether it speaks against the instance.
+    `status`: upstream's, where that is the reason.
     """
 
     error: GatewayError
     answer: Answer | None = None
     wait: float | None = None
     counts: bool = True
+    status: int | None = None
+
+    @property
+    def kind(self) -> str | None:
+        return f"upstream_status_{self.status}" if self.status else self.error.code
 
 
 async def judged(
@@ -115,7 +127,7 @@ async def judged(
     if answer.status in (401, 403):
         await answer.aclose()
         log.error("instance %s refused the gateway's credential with %d", instance, answer.status)
-        return Failure(UpstreamAuth(model))
+        return Failure(UpstreamAuth(model), status=answer.status)
     if answer.status in _TRIED_ELSEWHERE:
         failure = await _failed(answer, model)
         if kept and failure.answer and not failure.counts:
@@ -128,7 +140,7 @@ async def judged(
     except httpx.TransportError as error:
         raise UpstreamBadResponse(model, "a reply that broke off") from error
     if answer.status < 400 and answer.whole and not any(answer.held):
-        raise UpstreamBadResponse(model, "an empty reply")
+        return Failure(UpstreamBadResponse(model, "an empty reply"))
     return answer
 
 
@@ -143,14 +155,16 @@ async def _failed(answer: Answer, model: str) -> Failure:
     if words is None or not answer.whole:
         await answer.aclose()
         words = None
-    if answer.status == 404:
-        return Failure(
-            UpstreamBadResponse(model, "status 404"), words, counts=_says_it_has_no_model(words)
-        )
+    status = answer.status
+    error = (
+        AllInstancesThrottled(model)
+        if status == 429
+        else UpstreamBadResponse(model, f"status {status}")
+    )
+    if status == 404:
+        return Failure(error, words, counts=_says_it_has_no_model(words), status=status)
     wait = retry_after({k.lower(): v for k, v in answer.texts()}, time.time())
-    if answer.status == 429:
-        return Failure(AllInstancesThrottled(model), words, wait)
-    return Failure(UpstreamBadResponse(model, f"status {answer.status}"), words, wait)
+    return Failure(error, words, wait, status=status)
 
 
 def _says_it_has_no_model(words: Answer | None) -> bool:
@@ -178,33 +192,25 @@ def last_word(failures: Sequence[Failure], waits: Sequence[float] = ()) -> Answe
     since they are throttled.
 
     A refused credential is ours to mend and says least to a caller, so any other failure goes
-    before it.
+    before it. Where the last one says when to come again, the least wait of all is told: by then
+    one instance is free.
     """
-    last = [f for f in failures if not isinstance(f.error, UpstreamAuth)] or failures
-    failure = last[-1]
-    if all(isinstance(f.error, AllInstancesThrottled) for f in failures):
-        return _throttled([*_waits(failures), *waits], failure)
-    if failure.answer is None:
-        raise failure.error
-    return failure.answer
-
-
-def _waits(failures: Sequence[Failure]) -> Sequence[float]:
-    return [failure.wait for failure in failures if failure.wait is not None]
-
-
-def _throttled(waits: Sequence[float], last: Failure) -> Answer:
-    """The last 429 with the least wait of all: by then one instance is free."""
-    hint = {}
-    if waits:
-        hint = {
-            "retry-after": str(math.ceil(min(waits))),
-            "retry-after-ms": str(math.ceil(min(waits) * 1000)),
-        }
-    if last.answer is None or last.answer.media_type != "application/json":
-        last.error.headers = hint
+    last = ([f for f in failures if not isinstance(f.error, UpstreamAuth)] or failures)[-1]
+    throttled = all(isinstance(f.error, AllInstancesThrottled) for f in failures)
+    hint: Mapping[str, str] = {}
+    if throttled or last.wait is not None:
+        hint = _hint([*(f.wait for f in failures if f.wait is not None), *waits])
+    if last.answer is None or (throttled and last.answer.media_type != "application/json"):
+        last.error.headers = {**last.error.headers, **hint}
         raise last.error
     last.answer.headers = [
         (k, v) for k, v in last.answer.headers if k.lower().decode() not in hint
     ] + [(name.encode(), value.encode()) for name, value in hint.items()]
     return last.answer
+
+
+def _hint(waits: Sequence[float]) -> Mapping[str, str]:
+    if not waits:
+        return {}
+    least = min(waits)
+    return {"retry-after": str(math.ceil(least)), "retry-after-ms": str(math.ceil(least * 1000))}

@@ -132,6 +132,7 @@ class Build:
                 Ids(_secrets(chosen)),
                 _defaults(chosen),
                 Cors(settings.listed(chosen.cors_origins)),
+                chosen.instance_headers,
             ),
             Reference(chosen.app_name) if chosen.app_page else None,
         )

@@ -7,7 +7,7 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -33,6 +33,9 @@ from llamaxing.providers import Instance
 from llamaxing.selection import Selector
 from llamaxing.upstream import Content, Timeouts
 
+# Seconds.
+_WORTH_A_WAIT = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -56,7 +59,11 @@ class Call:
 
 
 class Forwarder:
-    """Each instance is asked once at the most, `attempts` of them in all; nothing is slept."""
+    """Each instance is asked once at the most, `attempts` of them in all, and nothing is slept.
+
+    But for one that is free again within 100 ms, as Azure's provisioned throughput says it: where
+    no other has answered, that wait is slept, and it is asked once more.
+    """
 
     def __init__(
         self,
@@ -65,12 +72,14 @@ class Forwarder:
         timeouts: Timeouts,
         attempts: int,
         tokens: Tokens,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._transport = transport
         self._selector = selector
         self._timeouts = timeouts
         self._attempts = attempts
         self._tokens = tokens
+        self._sleep = sleep
         # Those that refused to count the tokens of a stream.
         self._uncounting: set[Instance] = set()
 
@@ -80,30 +89,49 @@ class Forwarder:
         Raises `GatewayError` where no upstream's own words can be passed on.
         """
         deadline = asyncio.get_running_loop().time() + self._timeouts.total
-        failures = []
-        for instance in islice(self._candidates(call), self._attempts):
-            attempt = Attempt(instance.id, time.time())
-            exchange.attempts.append(attempt)
-            outcome: Answer | Failure | None = None
-            try:
-                outcome = await self._ask(instance, call, attempt, deadline)
-                if _refuses_to_count(outcome):
-                    self._uncounting.add(instance)
-                    outcome = await self._ask(instance, call, attempt, deadline)
-            finally:
-                attempt.finished = time.time()
-                self._selector.report(instance, outcome)
+        failures: dict[Instance, Failure] = {}
+        candidates = self._selector.candidates(call.model, call.only)
+        for instance in islice(candidates, self._attempts):
+            outcome = await self._try(instance, call, exchange, deadline)
             if isinstance(outcome, Answer):
                 return outcome
-            attempt.error = outcome.error.code
-            failures.append(outcome)
-        return last_word(failures, self._selector.waits(call.model))
+            failures[instance] = outcome
+        if (soonest := _soonest(failures)) is not None:
+            await self._sleep(failures.pop(soonest).wait or 0)
+            self._selector.take(soonest)
+            outcome = await self._try(soonest, call, exchange, deadline)
+            if isinstance(outcome, Answer):
+                return outcome
+            failures[soonest] = outcome
+        return last_word(list(failures.values()), self._selector.waits(call.model))
+
+    def states(self, model: Model) -> list[dict[str, Any]]:
+        """How each of the model's instances is, as plain JSON values."""
+        return self._selector.states(model)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
 
-    def _candidates(self, call: Call) -> Iterator[Instance]:
-        return iter([call.only]) if call.only else self._selector.candidates(call.model)
+    async def _try(
+        self, instance: Instance, call: Call, exchange: Exchange, deadline: float
+    ) -> Answer | Failure:
+        attempt = Attempt(instance.id, time.time())
+        exchange.attempts.append(attempt)
+        outcome: Answer | Failure | None = None
+        try:
+            outcome = await self._ask(instance, call, attempt, deadline)
+            if _refuses_to_count(outcome):
+                self._uncounting.add(instance)
+                outcome = await self._ask(instance, call, attempt, deadline)
+        except UpstreamBadResponse as error:
+            outcome = Failure(error)
+            raise
+        finally:
+            attempt.finished = time.time()
+            if isinstance(outcome, Failure):
+                attempt.error = outcome.error.code
+            self._selector.report(instance, outcome)
+        return outcome
 
     async def _ask(
         self, instance: Instance, call: Call, attempt: Attempt, deadline: float
@@ -131,6 +159,7 @@ class Forwarder:
             return Failure(UpstreamBadResponse(name, "something that is not HTTP"))
         attempt.status = response.status_code
         answer = Answer(response.status_code, response.headers.raw, _stream(response))
+        answer.latency = asyncio.get_running_loop().time() - now
         answer.counted = self._counts(instance, call)
         try:
             async with asyncio.timeout_at(deadline):
@@ -175,6 +204,16 @@ class Forwarder:
             wanted["stream_options"] = call.counting
         changed = {name: value for name, value in wanted.items() if call.payload.get(name) != value}
         return call.payload.edited({**call.edits, **changed})
+
+
+def _soonest(failures: Mapping[Instance, Failure]) -> Instance | None:
+    """The one whose limit is over first, if that is worth a wait inside the call."""
+    waits = {
+        instance: failure.wait
+        for instance, failure in failures.items()
+        if failure.wait is not None and failure.wait < _WORTH_A_WAIT
+    }
+    return min(waits, key=waits.__getitem__, default=None)
 
 
 def _refuses_to_count(outcome: Answer | Failure) -> bool:

@@ -28,6 +28,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
 HEALTH = {"health_live": "health/live", "health_ready": "health/ready"}
 ROUTES = {
     "page": "/",
+    "health_instances": "health/instances",
     "v1": "v1/{*path}",
     "openai": "openai/{*path}",
     "models": "models",

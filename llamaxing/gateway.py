@@ -6,7 +6,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from string import punctuation
 from typing import Any
+from urllib.parse import quote
 
 from llamaxing import asked, endpoints, headers
 from llamaxing.answer import Answer
@@ -30,17 +32,22 @@ from llamaxing.relay import EVENT_STREAM, Streams, committed, relay, within
 _UNCOLLECTED = (b"x-accel-buffering", b"no")
 # What nginx writes for a caller who did not wait; it only stands in records.
 _CLIENT_CLOSED_REQUEST = 499
+# What of an instance's id stands in a header as it is.
+_PRINTED = f" {punctuation}"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a gateway behaves. `defaults`: the models of endpoints whose callers may name none."""
+    """How a gateway behaves. `defaults`: the models of endpoints whose callers may name none.
+    `instance_headers`: whether replies say which instance they are from.
+    """
 
     app_name: str = "llamaxing"
     streams: Streams = field(default_factory=Streams)
     ids: Ids = field(default_factory=Ids)
     defaults: Mapping[str, str] = field(default_factory=dict)
     cors: Cors = field(default_factory=Cors)
+    instance_headers: bool = False
 
 
 class Gateway:
@@ -60,7 +67,7 @@ class Gateway:
         self._forward = forward
         self._recorder = recorder
         self._options = options or Options()
-        self._pages = Pages(self._options.app_name, live, self._identify, reference)
+        self._pages = Pages(self._options.app_name, live, self._identify, forward.states, reference)
 
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
@@ -169,9 +176,8 @@ class Gateway:
         exchange.content_type = answer.media_type
         exchange.content_encoding = answer.header(b"content-encoding")
         body = relay(answer, exchange, self._options.streams.longest)
-        return Response(
-            answer.status, _head(answer), body, partial(self._close, exchange, body, answer)
-        )
+        head = [*_head(answer), *self._tried(exchange)]
+        return Response(answer.status, head, body, partial(self._close, exchange, body, answer))
 
     def _committed(self, exchange: Exchange, answering: "asyncio.Task[Answer]") -> Response:
         exchange.status = 200
@@ -192,8 +198,18 @@ class Gateway:
         exchange.content_type = "application/json"
         exchange.complete = True
         response = refusal(error)
+        response.headers.extend(self._tried(exchange))
         response.aclose = partial(self._finish, exchange)
         return response
+
+    def _tried(self, exchange: Exchange) -> Headers:
+        """The instance that was asked last, and how often any was."""
+        if not self._options.instance_headers or exchange.instance is None:
+            return []
+        return [
+            (b"x-llamaxing-instance", quote(exchange.instance, safe=_PRINTED).encode()),
+            (b"x-llamaxing-attempts", str(len(exchange.attempts)).encode()),
+        ]
 
     async def _finish(self, exchange: Exchange) -> None:
         exchange.finished = time.time()

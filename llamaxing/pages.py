@@ -1,11 +1,12 @@
 """What the gateway answers by itself: the models listing, its health, the API reference."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from llamaxing import endpoints
 from llamaxing.auth import Caller
+from llamaxing.catalog import Model
 from llamaxing.configuration import Configuration, Live
 from llamaxing.errors import Forbidden, MethodNotAllowed, ModelNotFound, Unauthenticated, UnknownURL
 from llamaxing.http import Headers, Request, Response
@@ -14,22 +15,26 @@ from llamaxing.reference import Reference
 
 
 class Pages:
-    """`reference` is None where the page for people is switched off."""
+    """`reference` is None where the page for people is switched off; `states` tells how the
+    instances of a model are.
+    """
 
     def __init__(
         self,
         app_name: str,
         live: Live,
         identify: Callable[[Request, Identities], Awaitable[Caller]],
+        states: Callable[[Model], Sequence[Mapping[str, Any]]],
         reference: Reference | None,
     ) -> None:
         self._app_name = app_name
         self._live = live
         self._identify = identify
+        self._states = states
         self._reference = reference
 
     async def answer(self, request: Request, serving: Configuration) -> Response:
-        """Raises `UnknownURL`, `MethodNotAllowed`, and for the listing what `identify` raises."""
+        """Raises `UnknownURL`, `MethodNotAllowed`, and what `identify` does where it is asked."""
         wanted = endpoints.models_path(request.path)
         if wanted is not None:
             allow(request, ("GET",))
@@ -41,6 +46,10 @@ class Pages:
         if request.path == "/health/ready":
             allow(request, ("GET", "HEAD"))
             return await self._ready(request, serving)
+        if request.path == "/health/instances":
+            allow(request, ("GET",))
+            caller = await self._identify(request, serving.identities)
+            return _json(200, {"instances": self._instances(serving, caller.identity)})
         if self._reference is not None and request.path == "/":
             allow(request, ("GET", "HEAD"))
             return _page(self._reference)
@@ -56,6 +65,15 @@ class Pages:
         except (Unauthenticated, Forbidden):
             return ok()
         return _json(200, {"status": "ok", "configuration": self._live.detail()})
+
+    def _instances(self, serving: Configuration, identity: Identity) -> list[dict[str, Any]]:
+        """Of the models that they may use; as this process knows them."""
+        return [
+            {"model": model.id, **state}
+            for model in serving.catalog.models
+            if identity.may_use(model.id)
+            for state in self._states(model)
+        ]
 
     def _listing(self, serving: Configuration, identity: Identity, wanted: str) -> dict[str, Any]:
         models = serving.catalog.listing(identity, self._app_name)

@@ -4,7 +4,10 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 from llamaxing.answer import Answer, Failure
 from llamaxing.catalog import Model
@@ -13,6 +16,8 @@ from llamaxing.providers import Instance
 
 # Above so many entries the book forgets those whose time has passed.
 _ENTRIES = 1000
+# The weight of the newest call in the moving average of latencies.
+_NEWEST = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,19 @@ class Pauses:
 
 
 @dataclass(slots=True)
-class Ailment:
-    """What is known against an instance. `trial`: one call is finding out whether it is over."""
+class Condition:
+    """What is known of an instance. `until`: when it is asked again; `trial`: one call is finding
+    out whether it is well. `latency`: seconds to the first header, the last ones counting most.
+    """
 
     until: float = 0.0
     failures: int = 0
     throttled: bool = False
     trial: bool = False
+    in_flight: int = 0
+    latency: float | None = None
+    error: str | None = None
+    error_at: float = 0.0
 
 
 class Selector:
@@ -54,35 +65,70 @@ class Selector:
         self._chance = chance
         self._pauses = pauses or Pauses()
         self._clock = clock
-        self._book: dict[Instance, Ailment] = {}
+        self._book: dict[Instance, Condition] = {}
+        self._most = _ENTRIES
 
-    def candidates(self, model: Model) -> Iterator[Instance]:
+    def candidates(self, model: Model, only: Instance | None = None) -> Iterator[Instance]:
         """Each instance once, without those that are left alone; if all are, the one that is free
-        first. Whoever takes one says by `report` what came of it.
+        first. Whoever takes one says by `report` what came of it, and closes its answer.
         """
         found = False
-        for instance in self._ranked(model.instances):
-            if self._admits(instance):
+        for instance in (only,) if only else self._ranked(model.instances):
+            condition = self._of(instance)
+            if only or self._admits(condition):
                 found = True
-                yield instance
+                yield self.take(instance)
         if not found:
-            yield min(model.instances, key=lambda instance: self._book[instance].until)
+            yield self.take(min(model.instances, key=lambda instance: self._of(instance).until))
+
+    def take(self, instance: Instance) -> Instance:
+        """Takes this one, whatever is known against it."""
+        self._of(instance).in_flight += 1
+        return instance
 
     def report(self, instance: Instance, outcome: Answer | Failure | None) -> None:
         """None: nothing was learnt, since the caller left or ran out of time."""
-        if isinstance(outcome, Failure):
-            self._note(self._book.setdefault(instance, Ailment()), outcome)
-            self._forget()
-        elif ailment := self._book.get(instance):
-            ailment.trial = False
-            if outcome is not None and (ailment.failures or self._clock() >= ailment.until):
-                del self._book[instance]
+        condition = self._of(instance)
+        condition.trial = False
+        if isinstance(outcome, Answer):
+            outcome.on_close = partial(_left, condition)
+            self._answered(condition, outcome)
+            return
+        _left(condition)
+        if outcome is not None and outcome.counts:
+            self._failed(condition, outcome)
 
     def waits(self, model: Model) -> Sequence[float]:
         """Seconds until each throttled instance is asked again."""
         now = self._clock()
-        known = [self._book.get(instance) for instance in model.instances]
-        return [it.until - now for it in known if it and it.throttled and it.until > now]
+        known = [self._of(instance) for instance in model.instances]
+        return [it.until - now for it in known if it.throttled and it.until > now]
+
+    def states(self, model: Model) -> list[dict[str, Any]]:
+        """How each instance is, as plain JSON values: `cooling` as long as it asks, `open` while
+        the breaker keeps calls from it, `trial` when the next one tries.
+        """
+        return [self._state(instance.id, self._of(instance)) for instance in model.instances]
+
+    def _state(self, id: str, condition: Condition) -> dict[str, Any]:
+        broken = condition.failures >= self._pauses.failures
+        rests = condition.until > self._clock()
+        resting, awake = ("open", "trial") if broken else ("cooling", "ready")
+        latency = condition.latency
+        return {
+            "id": id,
+            "state": resting if rests else awake,
+            "until": self._iso(condition.until) if rests else None,
+            "in_flight": condition.in_flight,
+            "latency_ms": None if latency is None else round(latency * 1000, 1),
+            "last_error": condition.error,
+            "last_error_at": self._iso(condition.error_at) if condition.error else None,
+        }
+
+    def _iso(self, at: float) -> str:
+        return (datetime.now(UTC) + timedelta(seconds=at - self._clock())).isoformat(
+            timespec="milliseconds"
+        )
 
     def _ranked(self, instances: Sequence[Instance]) -> Sequence[Instance]:
         if len(instances) == 1:
@@ -102,39 +148,54 @@ class Selector:
             reverse=True,
         )
 
-    def _admits(self, instance: Instance) -> bool:
-        ailment = self._book.get(instance) if self._book else None
-        if ailment is None:
-            return True
-        if ailment.trial or self._clock() < ailment.until:
+    def _of(self, instance: Instance) -> Condition:
+        found = self._book.get(instance)
+        if found is None:
+            self._forget()
+            found = self._book[instance] = Condition()
+        return found
+
+    def _admits(self, condition: Condition) -> bool:
+        if condition.trial or self._clock() < condition.until:
             return False
-        ailment.trial = ailment.failures >= self._pauses.failures
+        condition.trial = condition.failures >= self._pauses.failures
         return True
 
-    def _note(self, ailment: Ailment, failure: Failure) -> None:
-        ailment.trial = False
-        ailment.throttled = isinstance(failure.error, AllInstancesThrottled)
-        until = self._clock() + self._pause(ailment, failure)
-        ailment.until = max(ailment.until, until)
+    def _answered(self, condition: Condition, answer: Answer) -> None:
+        before = answer.latency if condition.latency is None else condition.latency
+        condition.latency = before + _NEWEST * (answer.latency - before)
+        # A throttled instance's wait is not ended by a success that was under way.
+        if condition.failures:
+            condition.failures, condition.until = 0, 0.0
 
-    def _pause(self, ailment: Ailment, failure: Failure) -> float:
+    def _failed(self, condition: Condition, failure: Failure) -> None:
+        now = self._clock()
+        condition.error, condition.error_at = failure.kind, now
+        condition.throttled = isinstance(failure.error, AllInstancesThrottled)
+        condition.until = max(condition.until, now + self._pause(condition, failure))
+
+    def _pause(self, condition: Condition, failure: Failure) -> float:
         pauses = self._pauses
         if isinstance(failure.error, UpstreamAuth):
             return pauses.refused
         if failure.wait is not None:
             return min(failure.wait, pauses.longest)
-        if ailment.throttled:
+        if condition.throttled:
             return min(pauses.throttled, pauses.longest)
-        if not failure.counts:
-            return 0
-        ailment.failures += 1
-        if ailment.failures < pauses.failures:
+        condition.failures += 1
+        if condition.failures < pauses.failures:
             return 0
         # Bounded before it is a number too large to be one.
-        doubled = pauses.broken * 2.0 ** min(ailment.failures - pauses.failures, 30)
+        doubled = pauses.broken * 2.0 ** min(condition.failures - pauses.failures, 30)
         return min(doubled, pauses.longest) * self._chance.uniform(0.5, 1)
 
     def _forget(self) -> None:
-        if len(self._book) > _ENTRIES:
+        """Those that may be gone, in time: twice as many as are left may come before the next."""
+        if len(self._book) >= self._most:
             now = self._clock()
-            self._book = {key: it for key, it in self._book.items() if it.trial or it.until > now}
+            left = {key: it for key, it in self._book.items() if it.in_flight or it.until > now}
+            self._book, self._most = left, max(_ENTRIES, 2 * len(left))
+
+
+def _left(condition: Condition) -> None:
+    condition.in_flight -= 1

@@ -137,6 +137,11 @@ class Settings(BaseModel, frozen=True):
         description="Seconds of the first such pause; it doubles each time, is spread by chance, "
         "and one call then tries whether it is over.",
     )
+    instance_headers: bool = Field(
+        default=False,
+        description="Whether replies have `x-llamaxing-instance`, the id of the instance that was "
+        "asked last, and `x-llamaxing-attempts`.",
+    )
     stream_keep_alive: float = Field(
         default=15,
         ge=0,

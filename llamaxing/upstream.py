@@ -96,7 +96,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             except _CLOSED as error:
                 # Upstream had closed this idle connection before it saw the request: RFC 9110
                 # section 9.2.2 lets a client try again then, and a fresh one ends the loop.
-                if "reused" not in trace:
+                if "reused" not in trace or _has_begun(error):
                     raise _as_httpx(error) from error
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise _as_httpx(error) from error
@@ -162,6 +162,11 @@ class _Chunks(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         # Within a body this ends the connection; after one it goes back to the pool.
         self._answer.release()
+
+
+def _has_begun(error: Exception) -> bool:
+    """Whether the connection ended within a reply's head: then upstream had seen the request."""
+    return isinstance(getattr(error, "message", None), aiohttp.http.RawResponseMessage)
 
 
 async def _mark_reused(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:

@@ -20,6 +20,8 @@ from tests.fakes import Upstream
 local_model = services.local_model
 azurite = services.azurite
 azurite_oauth = services.azurite_oauth
+simulator = services.simulator
+other_simulator = services.other_simulator
 
 # Without responses, which want a secret.
 EVERYTHING = [it for it in CAPABILITIES if it != "responses"]
@@ -56,7 +58,9 @@ class Served:
         """What the jsonl sink has written: complete once a reply has been read to its end."""
         if not self._records.exists():
             return []
-        return [json.loads(line) for line in self._records.read_text().splitlines()]
+        # A line that is being written has no end yet.
+        whole = self._records.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
 
     async def recorded(self, number: int = 1) -> list[dict[str, Any]]:
         """The records, once there are so many: for callers who did not wait for the end."""

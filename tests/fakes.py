@@ -67,7 +67,8 @@ class Asked:
 @dataclass
 class Reply:
     """What to send. `ends` is how: "whole", "cut" (the connection closes in the body), "reset"
-    (it closes without an answer), or "silent" (nothing comes until the other side hangs up)."""
+    (it closes without an answer), "in-headers" (it closes within them), or "silent" (nothing comes
+    until the other side hangs up)."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -221,6 +222,10 @@ class Upstream:
             await asyncio.Event().wait()
         if reply.ends == "garbage":
             writer.write(b"SSH-2.0-nothing to do with it\r\n\r\n")
+            writer.close()
+            return
+        if reply.ends == "in-headers":
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: applica")
             writer.close()
             return
         if reply.ends == "reset":

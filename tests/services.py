@@ -67,6 +67,77 @@ def local_model() -> Iterator[LocalModel]:
                 server.kill()
 
 
+class Simulator:
+    """`python -m llamaxing simulate` in a process of its own, as a context manager.
+
+    After `stop()` and `start()` it is on the same port, with instances that know nothing.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self.url = ""
+        self.printed = ""
+        self._options = options
+        self._port = 0
+        self._process: Any = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self.stop()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "llamaxing", "simulate", f"--port={self._port}"]
+        self._process = subprocess.Popen(
+            [*command, *self._options], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        )
+        self.url = self._process.stdout.readline().strip().rpartition(" ")[2]
+        if not self.url:
+            pytest.fail(f"the simulator ended at once, with exit code {self._process.wait(30)}")
+        self._port = int(self.url.rpartition(":")[2])
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self.printed, _ = self._process.communicate(timeout=10)
+        self._process = None
+
+    def behave(self, instance: str, **behaviour: Any) -> None:
+        changed = httpx.put(f"{self.url}/{instance}", json=behaviour, trust_env=False)
+        assert changed.status_code == 200, changed.text
+
+    def answered(self, instance: str) -> dict[str, int]:
+        """How often what has come of its calls: by status, or by fault."""
+        found = httpx.get(self.url, trust_env=False).json()
+        return dict(found[instance]["answered"]) if instance in found else {}
+
+    def azure(self, instance: str, **more: Any) -> dict[str, Any]:
+        """An instance for models.json."""
+        there = {"azure_endpoint": f"{self.url}/{instance}", "azure_deployment": "sim"}
+        how = {"azure_api_key": "any", "azure_api_version": "2024-10-21"}
+        return {"id": instance, "provider": "azure", **there, **how, **more}
+
+    def openai(self, instance: str, **more: Any) -> dict[str, Any]:
+        """An instance for models.json."""
+        there = {"openai_base_url": f"{self.url}/{instance}/v1", "openai_api_key": "any"}
+        return {"id": instance, "provider": "openai", **there, "openai_model": "sim", **more}
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[Simulator]:
+    """One for all tests: each names its instances as nobody else does."""
+    with Simulator() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def other_simulator() -> Iterator[Simulator]:
+    """On another port, so that no connection serves both."""
+    with Simulator() as server:
+        yield server
+
+
 class Azurite:
     """Azure's Blob and Queue storage on this machine, as a context manager.
 

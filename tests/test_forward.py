@@ -1,11 +1,26 @@
 """What is tried elsewhere, and what the caller gets when nothing helps."""
 
+import json
+import random
+from collections.abc import Mapping, Sequence
+
+import httpx
 import pytest
+from pydantic import SecretStr
 
 from llamaxing import plugins
+from llamaxing.answer import Answer
+from llamaxing.catalog import Model
+from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import BY_NAME
+from llamaxing.exchange import Exchange, Kept
+from llamaxing.forward import Call, Forwarder
+from llamaxing.payload import Payload
+from llamaxing.providers.azure import AzureInstance
+from llamaxing.selection import Pauses, Selector
+from llamaxing.upstream import Timeouts
 from tests.conftest import Serve, Served, azure, model, openai
-from tests.fakes import CHAT, DONE, Clock, Upstream, chunk
+from tests.fakes import CHAT, COMPLETION, DONE, Clock, Upstream, chunk
 
 PATHS = [f"/v1/{BY_NAME[name].path}" for name in ("chat_completions", "embeddings", "audio_speech")]
 BODIES = [CHAT, {**CHAT, "stream": True}]
@@ -90,6 +105,30 @@ async def test_all_throttled_gives_the_least_wait(upstream: Upstream, serve: Ser
     assert reply.status_code == 429
     assert reply.json()["error"]["message"] == "upstream says 429"
     assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == ("7", "7000")
+
+
+@pytest.mark.parametrize("waits", [("9", "4"), ("4", "9")])
+async def test_a_503_of_all_gives_the_least_wait_too_and_its_own_words(
+    upstream: Upstream, gateway: Served, waits: tuple[str, str]
+) -> None:
+    for instance, wait in zip(("i1", "i2"), waits, strict=True):
+        upstream.replies(instance, 503, b"<p>busy", content_type="text/html", retry_after=wait)
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert (reply.status_code, reply.content) == (503, b"<p>busy")
+    assert (reply.headers["retry-after"], reply.headers["retry-after-ms"]) == ("4", "4000")
+
+
+async def test_a_failure_that_names_no_wait_is_given_none(
+    upstream: Upstream, gateway: Served
+) -> None:
+    upstream.replies("i1", 429, retry_after="7").replies("i2", 500)
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 500
+    assert "retry-after" not in reply.headers
 
 
 async def test_all_throttled_without_a_body_is_said_by_us(
@@ -179,6 +218,17 @@ async def test_an_instance_with_a_timeout_of_its_own_fails_over_on_plain_calls_t
 
     assert reply.status_code == 200
     assert (await gateway.recorded())[0]["attempts"][0]["error"] == "upstream_timeout"
+
+
+async def test_a_reply_that_turns_out_to_be_empty_is_asked_for_elsewhere(
+    upstream: Upstream, gateway: Served
+) -> None:
+    upstream.streams("i1", [], headers={"content-type": "application/json"})
+
+    reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.json() == COMPLETION
+    assert upstream.asked == ["i1", "i2"]
 
 
 NONSENSE = {
@@ -308,3 +358,89 @@ async def test_observation_metadata_stays_here(upstream: Upstream, gateway: Serv
     [record] = await gateway.recorded()
     assert record["metadata"] == {"trace_id": "t"}
     assert record["request"] == body
+
+
+# A wait that is slept: under 100 ms, and where no other instance has answered.
+
+
+class Naps(list[float]):
+    async def __call__(self, seconds: float) -> None:
+        self.append(seconds)
+
+
+async def forwarded(replies: Mapping[str, Sequence[httpx.Response]], naps: Naps) -> Answer:
+    """What comes of a call to instances that reply so, each reply in its turn."""
+    left = {id: iter(given) for id, given in replies.items()}
+    transport = httpx.MockTransport(lambda request: next(left[request.url.host]))
+    instances = tuple(
+        AzureInstance(
+            id=id,
+            provider="azure",
+            azure_endpoint=f"http://{id}",
+            azure_deployment="d",
+            azure_api_key=SecretStr("k"),
+            priority=rank,
+        )
+        for rank, id in enumerate(replies)
+    )
+    selector = Selector(random.Random(4), Pauses(), Clock())
+    forward = Forwarder(transport, selector, Timeouts(), 4, Tokens({}), naps)
+    endpoint = BY_NAME["chat_completions"]
+    asked = Model(id="m", capabilities=(endpoint.capability,), instances=instances)
+    call = Call(asked, endpoint, Payload(json.dumps(CHAT).encode()))
+    return await forward(call, Exchange(endpoint, "id", "id", Kept(0)))
+
+
+def throttled(**headers: str) -> httpx.Response:
+    head = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(429, headers=head, json={"error": {}})
+
+
+def good() -> httpx.Response:
+    return httpx.Response(200, json=COMPLETION)
+
+
+async def test_a_provisioned_deployment_that_is_free_in_40_ms_is_asked_once_more() -> None:
+    naps = Naps()
+
+    answer = await forwarded({"ptu": [throttled(retry_after_ms="40"), good()]}, naps)
+
+    assert answer.status == 200
+    assert naps == [0.04]
+
+
+async def test_it_is_asked_once_more_and_not_twice_and_its_last_wait_is_told() -> None:
+    naps = Naps()
+    twice = [throttled(retry_after_ms="40"), throttled(retry_after_ms="60")]
+
+    answer = await forwarded({"ptu": twice}, naps)
+
+    assert (answer.status, answer.header(b"retry-after-ms")) == (429, "60")
+    assert naps == [0.04]
+
+
+async def test_of_several_that_are_soon_free_the_first_one_is_asked() -> None:
+    naps = Naps()
+    later, sooner = throttled(retry_after_ms="90"), throttled(retry_after_ms="20")
+
+    answer = await forwarded({"later": [later], "sooner": [sooner, good()]}, naps)
+
+    assert answer.status == 200
+    assert naps == [0.02]
+
+
+NOT_SLEPT: dict[str, dict[str, Sequence[httpx.Response]]] = {
+    "another answers": {"a": [throttled(retry_after_ms="40")], "b": [good()]},
+    "too long": {"a": [throttled(retry_after_ms="100")], "b": [throttled(retry_after="1")]},
+    "not said": {"a": [throttled(retry_after="0")], "b": [throttled()]},
+    "broken": {"a": [httpx.Response(500)], "b": [httpx.Response(503)]},
+}
+
+
+@pytest.mark.parametrize("replies", NOT_SLEPT.values(), ids=NOT_SLEPT)
+async def test_nothing_else_is_slept(replies: Mapping[str, Sequence[httpx.Response]]) -> None:
+    naps = Naps()
+
+    await forwarded(replies, naps)
+
+    assert naps == []

@@ -78,6 +78,10 @@ def test_the_reference_has_every_endpoint() -> None:
 
     for endpoint in ENDPOINTS:
         assert endpoint.method.lower() in document["paths"][f"/v1/{endpoint.path}"]
-    assert {"/v1/models", "/v1/models/{id}", "/health/live", "/health/ready"} < set(
-        document["paths"]
-    )
+    assert {
+        "/v1/models",
+        "/v1/models/{id}",
+        "/health/live",
+        "/health/ready",
+        "/health/instances",
+    } < set(document["paths"])

@@ -80,6 +80,17 @@ async def test_a_reply_that_is_no_http_is_502(gateway: Served, upstream: Upstrea
     assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_bad_response")
 
 
+async def test_a_reply_that_ends_within_its_headers_is_not_asked_for_again_on_a_fresh_connection(
+    gateway: Served, upstream: Upstream
+) -> None:
+    upstream.replies("i1").fails("i1", "in-headers")
+
+    statuses = [(await gateway.post(PATH, json=CHAT)).status_code for _ in range(2)]
+
+    assert statuses == [200, 200]
+    assert upstream.asked == ["i1", "i1", "i2"]
+
+
 async def test_a_body_of_many_parts_is_sent_as_one_and_again(upstream: Upstream) -> None:
     content = Content([b"a" * 200_000, memoryview(b"b" * 300_000), b"c"])
     transport = AiohttpTransport(10)

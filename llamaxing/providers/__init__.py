@@ -37,6 +37,10 @@ class Instance(Strict):
     weight: Annotated[float, NotBoolean] = Field(default=1, gt=0, allow_inf_nan=False)
     timeout: Annotated[float | None, NotBoolean] = Field(default=None, gt=0, allow_inf_nan=False)
 
+    def __hash__(self) -> int:
+        # Equality looks at all of it; this is asked for several times a call.
+        return hash(self.id)
+
     @property
     @abstractmethod
     def account(self) -> Hashable:
