@@ -172,7 +172,7 @@ class Settings(BaseModel, frozen=True):
         "`https://chat.example.com`; `*` for all.",
     )
     logging_client: str = Field(
-        default="none", description="Where a record of each call goes: `none`, `jsonl`."
+        default="none", description="Where a record of each call goes: `none`, `jsonl`, `mongodb`."
     )
     logging_copy_limit: int = Field(
         default=2 * 1024 * 1024,

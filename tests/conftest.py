@@ -20,6 +20,8 @@ from tests.fakes import Upstream
 local_model = services.local_model
 azurite = services.azurite
 azurite_oauth = services.azurite_oauth
+mongodb = services.mongodb
+mongod = services.mongod
 
 # Without responses, which want a secret.
 EVERYTHING = [it for it in CAPABILITIES if it != "responses"]

@@ -28,7 +28,7 @@ LAYERS = [
     ["providers", "auth", "sinks", "sources"],
     ["credentials", "plugins"],
     ["headers", "exchange", "cors"],
-    ["identity", "sse"],
+    ["identity", "sse", "fitting"],
     ["endpoints", "document"],
     ["http"],
     ["errors", "logs"],

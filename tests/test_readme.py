@@ -42,7 +42,8 @@ def test_the_table_has_every_setting_with_its_default_and_what_it_does() -> None
     expected = []
     for name, field in settings.every_setting().items():
         default = str(field.default).lower() if field.default in (True, False) else field.default
-        shown = "" if field.default in (None, "") else f"`{default}`"
+        empty = field.is_required() or field.default in (None, "")
+        shown = "" if empty else f"`{default}`"
         expected.append((name, shown, field.description))
 
     assert [row for row in rows if row[0] in settings.every_setting()] == expected
