@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,7 +104,9 @@ class Build:
         self._check(chosen)
         live = self._live(chosen, surroundings)
         authenticator = self._authenticator(chosen)
-        sinks = self._sinks(chosen, surroundings)
+        # Their keys may have been changed since: a sink asks for those that serve now.
+        now = (lambda: live.current.identities) if live else Identities
+        sinks = self._sinks(chosen, replace(surroundings, identities=now))
         try:
             if live:
                 await live.start()

@@ -72,6 +72,7 @@ class Exchange:
     request: Buffer = b""
     form: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
+    traceparent: str | None = None
     model: str | None = None
     streamed: bool = False
     attempts: list[Attempt] = field(default_factory=list)
@@ -113,6 +114,7 @@ class Exchange:
             ],
             "identity": self.identity and self.identity.model_dump(include={"id", "name", "info"}),
             "metadata": self.metadata,
+            "traceparent": self.traceparent,
             "streamed": self.streamed,
             "status": self.status,
             "request": self._request() if full else None,

@@ -111,6 +111,7 @@ class Identities:
 
     def __init__(self, identities: Iterable[Identity] = ()) -> None:
         self._all = tuple(identities)
+        self._by_id = {who.id: who for who in self._all}
         self._by_digest = {key.digest: (who, key) for who in self._all for key in who.keys.values()}
 
     def __len__(self) -> int:
@@ -118,6 +119,9 @@ class Identities:
 
     def __iter__(self) -> Iterator[Identity]:
         return iter(self._all)
+
+    def by_id(self, id: str) -> Identity | None:
+        return self._by_id.get(id)
 
     def by_key(self, key: str, now: datetime) -> Identity | None:
         """Whose key it is; None for a key that is unknown or has expired."""

@@ -179,7 +179,9 @@ class Settings(BaseModel, frozen=True):
         ge=0,
         description="Bytes of a request, and of a reply, that a record keeps.",
     )
-    observability_client: str = Field(default="none", description="Where traces go: `none`.")
+    observability_client: str = Field(
+        default="none", description="Where a trace of each call goes: `none`, `langfuse`."
+    )
 
     @field_validator("cors_origins")
     @classmethod

@@ -28,10 +28,10 @@ LAYERS = [
     ["providers", "auth", "sinks", "sources"],
     ["credentials", "plugins"],
     ["headers", "exchange", "cors"],
-    ["identity", "sse", "fitting"],
+    ["identity", "sse", "fitting", "generation"],
     ["endpoints", "document"],
     ["http"],
-    ["errors", "logs"],
+    ["errors", "logs", "otlp"],
     ["__init__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

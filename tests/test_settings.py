@@ -9,7 +9,10 @@ from llamaxing.settings import Settings, read
 
 FAULTS = {
     ("AUTH_METHOD", "ldap"): "auth_method: 'ldap' is not known; use 'apikey' or 'none'",
-    ("LOGGING_CLIENT", "x"): "logging_client: 'x' is not known; use 'none', 'jsonl' or 'mongodb'",
+    (
+        "LOGGING_CLIENT",
+        "x",
+    ): "logging_client: 'x' is not known; use 'none', 'jsonl', 'langfuse' or 'mongodb'",
     ("IDENTITY_STORE", "x"): "identity_store: has to be 'none' or 'json'",
     ("DEBUG_LEVEL", "4"): "debug_level: has to be less than or equal to 3",
     ("DEBUG_LEVEL", "high"): "debug_level: has to be a whole number",
