@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,7 +106,9 @@ class Build:
         self._check(chosen)
         self._methods = self._authenticators(chosen, surroundings)
         live = self._live(chosen, surroundings)
-        sinks = self._sinks(chosen)
+        # Their keys may have been changed since: a sink asks for those that serve now.
+        now = (lambda: live.current.identities) if live else Identities
+        sinks = self._sinks(chosen, replace(surroundings, identities=now))
         try:
             if live:
                 await live.start()
@@ -229,12 +231,22 @@ class Build:
         for method in self._methods.values():
             yield from method.faults(identity)
 
-    def _sinks(self, chosen: Settings) -> list[Sink]:
-        if chosen.logging_client == "none":
-            return []
-        sink = plugins.load("sinks", chosen.logging_client)
-        options = self._read(sink.Options)
-        return [sink(options)] if options is not None else []
+    def _sinks(self, chosen: Settings, surroundings: plugins.Surroundings) -> dict[str, Sink]:
+        """By their names; one that both settings name is one."""
+        sinks: dict[str, Sink] = {}
+        for setting in ("logging_client", "observability_client"):
+            name = getattr(chosen, setting)
+            if name == "none" or name in sinks:
+                continue
+            plugin = plugins.load("sinks", name)
+            options = self._read(plugin.Options)
+            if options is None:
+                continue
+            try:
+                sinks[name] = plugin(options, surroundings)
+            except ValueError as error:
+                self._fault(setting, str(error))
+        return sinks
 
     def _timeouts(self, chosen: Settings) -> Timeouts:
         return Timeouts(

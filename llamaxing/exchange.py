@@ -75,6 +75,7 @@ class Exchange:
     request: Buffer = b""
     form: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
+    traceparent: str | None = None
     model: str | None = None
     streamed: bool = False
     attempts: list[Attempt] = field(default_factory=list)
@@ -118,9 +119,12 @@ class Exchange:
             and {
                 **self.identity.model_dump(include={"name", "info"}),
                 "id": self.caller or self.identity.id,
+                # Where several share an entry, the id is a person's.
+                **({"entry": self.identity.id} if self.caller != self.identity.id else {}),
             },
             "credential": self.credential,
             "metadata": self.metadata,
+            "traceparent": self.traceparent,
             "streamed": self.streamed,
             "status": self.status,
             "request": self._request() if full else None,

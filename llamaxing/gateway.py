@@ -101,6 +101,7 @@ class Gateway:
             return await self._pages.answer(request, serving)
         kept = Kept(self._recorder.copy_up_to)
         exchange = Exchange(match.endpoint, id, request_id, kept, serving.version)
+        exchange.traceparent = request.headers.get("traceparent")
         try:
             call, owner = await self._call(exchange, request, match, serving)
             answering = self._answer(call, owner, exchange)

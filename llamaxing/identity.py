@@ -163,6 +163,7 @@ class Identities:
 
     def __init__(self, identities: Iterable[Identity] = ()) -> None:
         self._all = tuple(identities)
+        self._by_id = {who.id: who for who in self._all}
         self._by_claim = [who for who in self._all if who.claims]
         self._by_digest = {
             key.digest: _Found(who, place, key.name, key.expires)
@@ -175,6 +176,9 @@ class Identities:
 
     def __iter__(self) -> Iterator[Identity]:
         return iter(self._all)
+
+    def by_id(self, id: str) -> Identity | None:
+        return self._by_id.get(id)
 
     def by_key(self, key: str, now: datetime) -> tuple[Identity, str] | None:
         """Whose key it is, and what the key is called; None for one that is unknown or expired."""

@@ -6,12 +6,14 @@ the settings that it has of its own.
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from llamaxing.identity import Identities
 
 KINDS = ("providers", "auth", "sources", "sinks")
 
@@ -20,11 +22,13 @@ KINDS = ("providers", "auth", "sources", "sinks")
 class Surroundings:
     """What a plug-in may use of the gateway it is part of, and does not close.
 
-    `environ` are the environment's variables and those of `.env`.
+    `environ` are the environment's variables and those of `.env`; `identities()` those that are
+    configured now.
     """
 
     environ: Mapping[str, str]
     web: httpx.AsyncClient
+    identities: Callable[[], Identities] = Identities
 
 
 def names(kind: str) -> list[str]:

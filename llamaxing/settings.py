@@ -181,15 +181,15 @@ class Settings(BaseModel, frozen=True):
         "`https://chat.example.com`; `*` for all.",
     )
     logging_client: str = Field(
-        default="none", description="Where a record of each call goes: `none`, `jsonl`."
+        default="none", description="Where a record of each call goes: `none`, `jsonl`, `mongodb`."
     )
     logging_copy_limit: int = Field(
         default=2 * 1024 * 1024,
         ge=0,
         description="Bytes of a request, and of a reply, that a record keeps.",
     )
-    observability_client: Literal["none"] = Field(
-        default="none", description="Where traces go: `none`."
+    observability_client: str = Field(
+        default="none", description="Where a trace of each call goes: `none`, `langfuse`."
     )
 
     @field_validator("cors_origins")
@@ -217,9 +217,9 @@ class Settings(BaseModel, frozen=True):
             raise ValueError("has 'none' beside others, and would let everybody in")
         return ",".join(dict.fromkeys(methods))
 
-    @field_validator("logging_client")
+    @field_validator("logging_client", "observability_client")
     @classmethod
-    def _logging_client(cls, value: str) -> str:
+    def _sink(cls, value: str) -> str:
         return _one_of(value, ["none", *plugins.names("sinks")])
 
     @field_validator("models_source", "identities_source")

@@ -22,6 +22,8 @@ azurite = services.azurite
 azurite_oauth = services.azurite_oauth
 simulator = services.simulator
 other_simulator = services.other_simulator
+mongodb = services.mongodb
+mongod = services.mongod
 
 # Without responses, which want a secret.
 EVERYTHING = [it for it in CAPABILITIES if it != "responses"]

@@ -3,10 +3,13 @@
 import asyncio
 import base64
 import os
+import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +18,14 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import httpx
+import pymongo
 import pytest
 import trustme
 
 PROJECT = Path(__file__).parent.parent
 EXAMPLE = PROJECT / "examples" / "00-local-model"
+# The one file of its wheel, which is of the name space package `fiftyone`.
+MONGOD = Path(sysconfig.get_path("platlib")) / "fiftyone" / "db" / "bin" / "mongod"
 AZURITE = Path(sys.prefix) / "npm" / "node_modules" / "azurite" / "dist" / "src" / "azurite.js"
 
 
@@ -246,6 +252,119 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
 def azurite_oauth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     """The same with https and bearer tokens."""
     with Azurite(tmp_path_factory.mktemp("azurite-oauth"), oauth=True) as server:
+        yield server
+
+
+class Mongod:
+    """MongoDB's own server on this machine, as a context manager. Its data is in the folder: after
+    `kill()` and `start()` it is the same server, at the same `uri`.
+
+    Starting takes about a second: in a test whose own loop serves, `await asyncio.to_thread(…)`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = 0
+        self._pid = 0
+        self._process: Any = None
+
+    def __enter__(self) -> Self:
+        if not MONGOD.exists():
+            cannot_be_had("mongod is not installed: `python3 run.py test` does that, on Linux")
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def uri(self) -> str:
+        return f"mongodb://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        log = self._folder / "mongod.log"
+        log.write_bytes(b"")
+        (self._folder / "data").mkdir(exist_ok=True)
+        # It ends when the pipe to the shell is closed, so also when the tests are killed.
+        self._process = subprocess.Popen(
+            ["sh", "-c", _SHELL, "sh", str(MONGOD), *_MONGOD_OPTIONS, "--port", str(self._port)],
+            cwd=self._folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._pid = int(self._process.stdout.readline())
+        deadline = time.monotonic() + 30
+        while not (found := _MONGOD_LISTENS.search(log.read_text())):
+            if time.monotonic() > deadline:
+                pytest.fail(f"mongod does not answer: {log.read_text()[-2000:]}")
+            time.sleep(0.02)
+        self._port = int(found[1])
+
+    def kill(self) -> None:
+        """SIGKILL, whatever it is doing; what it acknowledged stays."""
+        with self._process as process:
+            process.stdin.close()
+            process.wait(10)
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections are taken, and nothing is answered."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self._pid, signal.SIGCONT)
+
+    def fails(self, *commands: str, times: int | None = None, **how: Any) -> None:
+        """These commands fail from here on, or so many times; `errorCode`, `closeConnection` and
+        the like say how: the options of MongoDB's fail point `failCommand`.
+        """
+        mode: Any = "alwaysOn" if times is None else {"times": times}
+        self._fail_point(mode, {"failCommands": list(commands), **how})
+
+    def heals(self) -> None:
+        self._fail_point("off", {})
+
+    def _fail_point(self, mode: Any, data: dict[str, Any]) -> None:
+        with pymongo.MongoClient[dict[str, Any]](self.uri) as client:
+            client.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)
+
+
+_SHELL = '"$@" >mongod.log & echo $!; read -r _; kill -9 $!; wait'
+_MONGOD_OPTIONS = [
+    "--dbpath",
+    "data",
+    "--bind_ip",
+    "127.0.0.1",
+    "--nounixsocket",
+    "--wiredTigerCacheSizeGB",
+    "0.25",
+    "--setParameter",
+    "diagnosticDataCollectionEnabled=false",
+    "--setParameter",
+    "enableTestCommands=1",
+]
+_MONGOD_LISTENS = re.compile(r'"Waiting for connections","attr":\{"port":(\d+)')
+
+
+@pytest.fixture(scope="session")
+def mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URI of one MongoDB for all tests, each with a database of its own: MONGODB_URI's where
+    that is set.
+    """
+    if given := os.environ.get("MONGODB_URI"):
+        yield given
+        return
+    with Mongod(tmp_path_factory.mktemp("mongodb")) as server:
+        yield server.uri
+
+
+@pytest.fixture
+def mongod(tmp_path: Path) -> Iterator[Mongod]:
+    """A MongoDB of the test's own, to be killed, frozen and made to fail."""
+    folder = tmp_path / "mongod"
+    folder.mkdir()
+    with Mongod(folder) as server:
         yield server
 
 

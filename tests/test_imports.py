@@ -28,10 +28,10 @@ LAYERS = [
     ["providers", "auth", "sinks", "sources"],
     ["credentials", "plugins", "jwks"],
     ["headers", "exchange", "cors"],
-    ["identity", "sse"],
+    ["identity", "sse", "fitting", "generation"],
     ["endpoints", "document"],
     ["http"],
-    ["errors", "logs"],
+    ["errors", "logs", "otlp"],
     ["__init__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

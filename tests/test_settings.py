@@ -9,11 +9,19 @@ from llamaxing.settings import Settings, read
 
 METHODS = "'apikey', 'easyauth', 'jwt' or 'none'"
 FAULTS = {
-    (
-        "AUTH_METHOD",
-        "ldap",
-    ): "auth_method: 'ldap' is not known; use 'apikey', 'easyauth', 'jwt' or 'none'",
-    ("LOGGING_CLIENT", "x"): "logging_client: 'x' is not known; use 'none' or 'jsonl'",
+    ("AUTH_METHOD", "ldap"): f"auth_method: 'ldap' is not known; use {METHODS}",
+    ("AUTH_METHOD", "jwt, ldap"): f"auth_method: 'ldap' is not known; use {METHODS}",
+    ("AUTH_METHOD", ","): f"auth_method: is empty; use {METHODS}",
+    ("AUTH_METHOD", "none,jwt"): (
+        "auth_method: has 'none' beside others, and would let everybody in"
+    ),
+    ("ID_SECRET", "short"): "id_secret: is too short; use at least 16 random characters",
+    ("CORS_ORIGINS", "https://a.example/x"): (
+        "cors_origins: 'https://a.example/x' is not an origin; write it as 'https://host'"
+    ),
+    ("LOGGING_CLIENT", "x"): (
+        "logging_client: 'x' is not known; use 'none', 'jsonl', 'langfuse' or 'mongodb'"
+    ),
     ("IDENTITY_STORE", "x"): "identity_store: has to be 'none' or 'json'",
     ("DEBUG_LEVEL", "4"): "debug_level: has to be less than or equal to 3",
     ("DEBUG_LEVEL", "high"): "debug_level: has to be a whole number",

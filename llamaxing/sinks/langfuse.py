@@ -1,0 +1,170 @@
+"""Langfuse: one trace with one generation an exchange, in the project of the identity that called.
+
+Spans have the attributes that the `langfuse` package, version 5, gives them. That package itself
+does not tell whether they arrived, and keeps a client with threads for each project.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import httpx
+from pydantic import BaseModel, Field, SecretStr, field_validator
+
+from llamaxing import otlp
+from llamaxing.generation import span
+from llamaxing.identity import ANONYMOUS
+from llamaxing.logs import log
+from llamaxing.plugins import Surroundings
+from llamaxing.sinks import Record
+
+# The server reads the values of attributes by the SDK that has written them.
+_SDK = "5.0.4"
+# What no second try mends: wrong keys, and what the server cannot read or take.
+_NEVER = frozenset({400, 401, 403, 413, 422})
+# Bytes of one request; Langfuse's own limit is 4.5 MB.
+_LARGEST = 3_500_000
+_TOLD_EVERY = 60.0
+
+Keys = tuple[str, SecretStr]
+
+
+class Langfuse:
+    """Identities have their keys; the others have those of the settings, or no traces."""
+
+    batch = 50
+    timeout = 10.0
+    """Seconds that the server may take."""
+
+    class Options(BaseModel, frozen=True):
+        observability_client_langfuse_host: str = Field(
+            default="https://cloud.langfuse.com", description="The Langfuse server."
+        )
+        observability_client_langfuse_public_key: str | None = Field(
+            default=None,
+            description="The Langfuse project of identities without `observability`; without it "
+            "they have no traces.",
+        )
+        observability_client_langfuse_secret_key: SecretStr | None = Field(
+            default=None, description="That project's secret key."
+        )
+
+        @field_validator("observability_client_langfuse_host")
+        @classmethod
+        def _host(cls, value: str) -> str:
+            if not value.startswith(("http://", "https://")):
+                raise ValueError("has to begin with 'http://' or 'https://'")
+            return value.rstrip("/")
+
+    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+        self._url = f"{options.observability_client_langfuse_host}/api/public/otel/v1/traces"
+        public = options.observability_client_langfuse_public_key
+        secret = options.observability_client_langfuse_secret_key
+        if (public is None) != (secret is None):
+            raise ValueError(
+                "observability_client_langfuse_public_key and …_secret_key go together"
+            )
+        self._default: Keys | None = (public, secret) if public and secret else None
+        self._web = surroundings.web
+        self._identities = surroundings.identities
+        self._tell_again = 0.0
+
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
+        refused: dict[str, str] = {}
+        projects: dict[Keys, list[Record]] = defaultdict(list)
+        for record in records:
+            try:
+                keys = self._keys(record)
+            except LookupError as error:
+                refused[record["id"]] = str(error)
+            else:
+                if keys is not None:
+                    projects[keys].append(record)
+        outcomes = await asyncio.gather(
+            *(self._send(keys, group) for keys, group in projects.items()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                # Where another project has its traces already, it is given the same ones again.
+                raise outcome
+            refused |= outcome
+        if refused:
+            self._tell(refused)
+        return refused
+
+    async def aclose(self) -> None:
+        return None
+
+    def _keys(self, record: Record) -> Keys | None:
+        """The keys that are configured now. Raises `LookupError` where nobody knows which."""
+        if record["identity"] is None:
+            return None
+        id = record["identity"].get("entry", record["identity"]["id"])
+        identity = self._identities().by_id(id)
+        if identity is None and id != ANONYMOUS.id:
+            # Whose project this was is not known: it must not go to another.
+            raise LookupError("its identity is not configured any more")
+        if identity is None or identity.observability is None:
+            return self._default
+        own = identity.observability
+        return own.langfuse_public_key, own.langfuse_secret_key
+
+    async def _send(self, keys: Keys, records: Sequence[Record]) -> dict[str, str]:
+        spans = await asyncio.to_thread(lambda: [span(record).encoded() for record in records])
+        refused: dict[str, str] = {}
+        for part in _parts(spans):
+            status = await self._post(keys, [spans[at] for at in part])
+            if status == 413 and len(part) > 1:
+                # One of them may be too large, and the others not.
+                alone = [await self._post(keys, [spans[at]]) for at in part]
+            else:
+                alone = [status] * len(part)
+            refused |= {
+                records[at]["id"]: f"Langfuse answers {status}"
+                for at, status in zip(part, alone, strict=True)
+                if status in _NEVER
+            }
+        return refused
+
+    async def _post(self, keys: Keys, spans: Sequence[bytes]) -> int:
+        """The status: 2xx, or one that means never. Raises for every other."""
+        public, secret = keys
+        reply = await self._web.post(
+            self._url,
+            content=otlp.request(spans, "langfuse-sdk", _SDK, {"service.name": "llamaxing"}),
+            headers={
+                "content-type": otlp.CONTENT_TYPE,
+                "x-langfuse-sdk-name": "python",
+                "x-langfuse-sdk-version": _SDK,
+                "x-langfuse-public-key": public,
+                "x-langfuse-ingestion-version": "4",
+            },
+            auth=httpx.BasicAuth(public, secret.get_secret_value()),
+            timeout=self.timeout,
+        )
+        if not reply.is_success and reply.status_code not in _NEVER:
+            raise ConnectionError(f"Langfuse answers {reply.status_code}")
+        return reply.status_code
+
+    def _tell(self, refused: Mapping[str, str]) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._tell_again:
+            self._tell_again = now + _TOLD_EVERY
+            id, why = next(iter(refused.items()))
+            log.error("trace of %s can never be delivered: %s (said once a minute)", id, why)
+
+
+PLUGIN = Langfuse
+
+
+def _parts(spans: Sequence[bytes]) -> list[list[int]]:
+    """The places of the spans, in parts that one request may have."""
+    parts: list[list[int]] = []
+    size = 0
+    for at, encoded in enumerate(spans):
+        size += len(encoded)
+        if not parts or size > _LARGEST:
+            parts.append([])
+            size = len(encoded)
+        parts[-1].append(at)
+    return parts

@@ -1,0 +1,217 @@
+"""MongoDB, and Azure Cosmos DB for MongoDB: a document an exchange, whose `_id` is its id."""
+
+import asyncio
+import importlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, Field, SecretStr, field_validator
+
+from llamaxing.fitting import fitted
+from llamaxing.logs import log
+from llamaxing.plugins import Surroundings
+from llamaxing.sinks import Record
+
+# A server that does not answer within these is away, and the records wait for it; the URI may
+# say otherwise.
+_WAITS = {"connectTimeoutMS": 5_000, "serverSelectionTimeoutMS": 5_000, "socketTimeoutMS": 10_000}
+_DUPLICATE = 11000
+# What a server says of a document that it will never take: of a wrong type, too deep, too large
+# (16: Cosmos DB), not BSON, with names that it does not allow, or against the collection's rules.
+_NEVER = frozenset({14, 15, 16, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
+_OTHER_OPTIONS = frozenset({85, 86})
+# Levels of nesting: MongoDB's limit is 100, and a record's own are the first of them.
+_DEEPEST = 90
+_INT64 = range(-(2**63), 2**63)
+
+
+class MongoDB:
+    """What is there already stays; but for the beginning of an exchange, known by its missing end
+    (`finished`), which makes way for the whole of it.
+    """
+
+    batch = 100
+
+    class Options(BaseModel, frozen=True):
+        logging_client_mongodb_uri: SecretStr = Field(
+            description="The server that `mongodb` writes to: `mongodb://…` or `mongodb+srv://…`."
+        )
+        logging_client_mongodb_db_name: str = Field(
+            default="llamaxing", description="The database there; the collection is `apicalls`."
+        )
+        logging_client_mongodb_keep_days: float = Field(
+            default=0, ge=0, description="Days after which MongoDB deletes a record; 0 never."
+        )
+        logging_client_mongodb_document_limit: int = Field(
+            default=16_000_000,
+            ge=1_000_000,
+            le=16_000_000,
+            description="Bytes of a document; the largest texts of a larger one are cut. Cosmos DB "
+            "may want 2000000.",
+        )
+
+        @field_validator("logging_client_mongodb_uri")
+        @classmethod
+        def _uri(cls, value: SecretStr) -> SecretStr:
+            if not value.get_secret_value().startswith(("mongodb://", "mongodb+srv://")):
+                raise ValueError("has to begin with 'mongodb://' or 'mongodb+srv://'")
+            return value
+
+    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+        self._options = options
+        self._client: Any = None
+        self._apicalls: Any = None
+        self._indexed = False
+
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
+        await self._open()
+        documents, refused = await asyncio.to_thread(self._documents, records)
+        ids = list(documents)
+        failed = await self._insert([documents[id] for id in ids])
+        for at, (code, why) in failed.items():
+            if code != _DUPLICATE:
+                refused[ids[at]] = why
+            elif documents[ids[at]]["finished"]:
+                begun = {"_id": ids[at], "finished": None}
+                await self._apicalls.replace_one(begun, documents[ids[at]])
+        return refused
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _open(self) -> None:
+        if self._client is None:
+            pymongo = await asyncio.to_thread(importlib.import_module, "pymongo")
+            self._connect(pymongo)
+        if not self._indexed:
+            await self._index()
+            self._indexed = True
+
+    def _connect(self, pymongo: Any) -> None:
+        if self._client is not None:
+            return  # another task was faster
+        uri = self._options.logging_client_mongodb_uri.get_secret_value()
+        waits = {name: ms for name, ms in _WAITS.items() if name.lower() not in uri.lower()}
+        # Whoever delivers tries again, and Cosmos DB cannot do it by itself.
+        self._client = pymongo.AsyncMongoClient(
+            uri, appname="llamaxing", retryWrites=False, **waits
+        )
+        database = self._client[self._options.logging_client_mongodb_db_name]
+        self._apicalls = database.get_collection(
+            "apicalls", write_concern=pymongo.WriteConcern("majority", j=True)
+        )
+
+    async def _index(self) -> None:
+        """Without its indexes it serves as well: a server that refuses them is only logged."""
+        from pymongo.errors import OperationFailure
+
+        try:
+            try:
+                await self._create_indexes()
+            except OperationFailure as error:
+                if error.code not in _OTHER_OPTIONS:
+                    raise
+                await self._apicalls.drop_index("started_1")
+                await self._create_indexes()
+        except OperationFailure as error:
+            log.warning("MongoDB refuses the indexes of apicalls: code %s", error.code)
+
+    async def _create_indexes(self) -> None:
+        from pymongo import IndexModel
+
+        days = self._options.logging_client_mongodb_keep_days
+        expiry = {"expireAfterSeconds": round(days * 86_400)} if days else {}
+        await self._apicalls.create_indexes(
+            [
+                IndexModel({"started": 1}, **expiry),
+                IndexModel({"identity.id": 1, "started": -1}),
+                IndexModel({"model": 1, "started": -1}),
+            ]
+        )
+
+    async def _insert(self, documents: Sequence[Any]) -> dict[int, tuple[int, str]]:
+        """Those that the server did not take, and will not: by their place, its code and words."""
+        from pymongo.errors import BulkWriteError, OperationFailure
+
+        if not documents:
+            return {}
+        try:
+            await self._apicalls.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            failed = {it["index"]: (it["code"], _words(it)) for it in error.details["writeErrors"]}
+            codes = {code for code, _ in failed.values()}
+            if error.details["writeConcernErrors"] or codes - _NEVER - {_DUPLICATE}:
+                raise
+            return failed
+        except OperationFailure as error:
+            if error.code not in _NEVER:
+                raise
+            if len(documents) == 1:
+                return {0: (error.code, _words(error.details or {}))}
+            # One of them made it refuse all: which one, it tells when asked for each.
+            each = [await self._insert([document]) for document in documents]
+            return {at: failed[0] for at, failed in enumerate(each) if failed}
+        return {}
+
+    def _documents(self, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, str]]:
+        from bson.errors import BSONError
+
+        documents: dict[str, Any] = {}
+        refused: dict[str, str] = {}
+        limit = self._options.logging_client_mongodb_document_limit
+        # The whole of an exchange after its beginning, where both are there.
+        for record in sorted(records, key=lambda record: bool(record["finished"])):
+            try:
+                documents[record["id"]] = document(record, limit)
+            except (BSONError, ValueError) as error:
+                refused[record["id"]] = f"it cannot be written as BSON: {error}"
+        return documents, refused
+
+
+PLUGIN = MongoDB
+
+
+def document(record: Record, limit: int) -> Any:
+    """The record as a `RawBSONDocument` of at most `limit` bytes."""
+    import bson
+    from bson.raw_bson import RawBSONDocument
+
+    fields = {name: _value(value, 1) for name, value in record.items() if name != "id"}
+    fields = {"_id": record["id"], **fields}
+    # As those know it who query what the gateway before this one has written.
+    fields["metadata"] = {**(fields.get("metadata") or {}), "caller": fields.get("identity")}
+    for timed in (fields, *fields["attempts"]):
+        for name in timed.keys() & {"started", "first_byte", "finished"}:
+            timed[name] = timed[name] and datetime.fromisoformat(timed[name])
+    encoded = b""
+
+    def excess(fields: dict[str, Any]) -> int:
+        nonlocal encoded
+        encoded = bson.encode(fields)
+        return len(encoded) - limit
+
+    small = fitted(fields, excess)
+    return RawBSONDocument(encoded if small is fields else bson.encode(small))
+
+
+def _value(value: Any, depth: int) -> Any:
+    """The value as BSON has it: an integer of 64 bits, no NUL in a name, and not too deep."""
+    if isinstance(value, dict | list) and depth > _DEEPEST:
+        return msgspec.json.encode(value).decode()
+    if isinstance(value, dict):
+        return {
+            name.replace("\0", "\N{SYMBOL FOR NULL}"): _value(item, depth + 1)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_value(item, depth + 1) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
+        return str(value)
+    return value
+
+
+def _words(error: Mapping[str, Any]) -> str:
+    return f"{error.get('errmsg', 'refused')} (code {error.get('code')})"
