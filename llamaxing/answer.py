@@ -19,6 +19,7 @@ from llamaxing.errors import (
 from llamaxing.headers import retry_after
 from llamaxing.http import Headers
 from llamaxing.logs import log
+from llamaxing.providers import Instance
 
 # A plain reply up to this size is whole before its status goes out, so that one which upstream
 # breaks off is an error and not half a document.
@@ -113,7 +114,7 @@ class Failure:
 
 
 async def judged(
-    answer: Answer, model: str, instance: str, *, kept: bool = False
+    answer: Answer, model: str, instance: Instance, *, kept: bool = False
 ) -> Answer | Failure:
     """The answer as it may go to the caller, or why another instance is to be asked. `kept`: the
     call is about what an upstream may keep, so that a 404 can be the answer.
@@ -125,8 +126,11 @@ async def judged(
         await answer.aclose()
         return Failure(UpstreamBadResponse(model, nonsense))
     if answer.status in (401, 403):
+        words = await _words(answer)
+        if words and not instance.refuses_us(answer.status, _code(words)):
+            return words
         await answer.aclose()
-        log.error("instance %s refused the gateway's credential with %d", instance, answer.status)
+        log.error("instance %s refused the gateway's credential: %d", instance.id, answer.status)
         return Failure(UpstreamAuth(model), status=answer.status)
     if answer.status in _TRIED_ELSEWHERE:
         failure = await _failed(answer, model)
@@ -146,15 +150,9 @@ async def judged(
 
 async def _failed(answer: Answer, model: str) -> Failure:
     """A failure with the upstream's own words, as far as they come whole and soon."""
-    words: Answer | None = answer
-    try:
-        async with asyncio.timeout(_ERROR_WITHIN):
-            await answer.hold(_HELD_UP_TO)
-    except (httpx.TransportError, TimeoutError):
-        words = None
-    if words is None or not answer.whole:
+    words = await _words(answer)
+    if words is None:
         await answer.aclose()
-        words = None
     status = answer.status
     error = (
         AllInstancesThrottled(model)
@@ -167,13 +165,28 @@ async def _failed(answer: Answer, model: str) -> Failure:
     return Failure(error, words, wait, status=status)
 
 
+async def _words(answer: Answer) -> Answer | None:
+    """The answer, if the whole of it comes soon."""
+    try:
+        async with asyncio.timeout(_ERROR_WITHIN):
+            await answer.hold(_HELD_UP_TO)
+    except (httpx.TransportError, TimeoutError):
+        return None
+    return answer if answer.whole else None
+
+
 def _says_it_has_no_model(words: Answer | None) -> bool:
     """Whether a 404 is about the deployment, and not about an id that the caller sent."""
+    return words is not None and _code(words) in ("DeploymentNotFound", "model_not_found")
+
+
+def _code(words: Answer) -> str | None:
+    """The code of OpenAI's error shape."""
     try:
-        code = json.loads(b"".join(words.held))["error"]["code"] if words else None
-    except (ValueError, KeyError, TypeError):
-        return False
-    return code in ("DeploymentNotFound", "model_not_found")
+        found = json.loads(b"".join(words.held))["error"]["code"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _nonsense(answer: Answer) -> str | None:

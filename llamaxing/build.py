@@ -93,8 +93,9 @@ class Build:
             raise ConfigurationError.all(self._errors)
         log.setLevel(LEVELS[chosen.debug_level])
         transport = AiohttpTransport(chosen.upstream_connections)
+        build = self._sidecar if chosen.app_mode == "sidecar" else self._all
         try:
-            return await self._all(chosen, transport)
+            return await build(chosen, transport)
         except BaseException:
             await transport.aclose()
             raise
@@ -116,13 +117,7 @@ class Build:
             self._errors.append(error)
         if self._errors or live is None:
             raise ConfigurationError.all(self._errors)
-        forward = Forwarder(
-            transport,
-            Selector(random.Random(), _pauses(chosen), self._clock),
-            self._timeouts(chosen),
-            chosen.upstream_attempts,
-            Tokens(self._environ),
-        )
+        forward = self._forwarder(chosen, transport, chosen.app_requests_timeout)
         gateway = Gateway(
             live,
             list(self._methods.values()),
@@ -139,6 +134,40 @@ class Build:
             Reference(chosen.app_name) if chosen.app_page else None,
         )
         return Built(gateway, live, forward, chosen)
+
+    async def _sidecar(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
+        from llamaxing.sidecar import Sidecar
+
+        web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
+        surroundings = plugins.Surroundings(self._environ, web)
+        own = self._read(settings.SidecarSettings)
+        # Inwards nobody shows anything.
+        open_to_all = chosen.model_copy(update={"auth_method": "none"})
+        self._check(open_to_all)
+        methods = self._authenticators(open_to_all, surroundings)
+        sinks = self._sinks(chosen, surroundings)
+        if self._errors or own is None:
+            raise ConfigurationError.all(self._errors)
+        forward = self._forwarder(chosen, transport, own.sidecar_app_requests_timeout)
+        sidecar = Sidecar(
+            plugins.load("providers", "llamaxing").model_validate(own.instance()),
+            list(methods.values()),
+            forward,
+            Recorder(sinks, copy_up_to=chosen.logging_copy_limit),
+            Options(own.sidecar_app_name, self._streams(chosen)),
+        )
+        return Built(sidecar, sidecar.live, forward, chosen)
+
+    def _forwarder(
+        self, chosen: Settings, transport: httpx.AsyncBaseTransport, total: float
+    ) -> Forwarder:
+        return Forwarder(
+            transport,
+            Selector(random.Random(), _pauses(chosen), self._clock),
+            self._timeouts(chosen, total),
+            chosen.upstream_attempts,
+            Tokens(self._environ),
+        )
 
     def _read(self, schema: type[T]) -> T | None:
         found, faults = settings.read(schema, self._environ)
@@ -248,11 +277,11 @@ class Build:
                 self._fault(setting, str(error))
         return sinks
 
-    def _timeouts(self, chosen: Settings) -> Timeouts:
+    def _timeouts(self, chosen: Settings, total: float) -> Timeouts:
         return Timeouts(
             connect=chosen.upstream_connect_timeout,
             first_header=chosen.upstream_first_header_timeout,
-            total=self._hosting.longest_call(chosen.app_requests_timeout),
+            total=self._hosting.longest_call(total),
             idle=chosen.upstream_idle_timeout,
             keep_alive=chosen.stream_keep_alive or None,
         )

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -26,15 +26,21 @@ from llamaxing.errors import (
     UpstreamUnreachable,
 )
 from llamaxing.exchange import Attempt, Exchange
-from llamaxing.form import Form
 from llamaxing.logs import log
-from llamaxing.payload import Payload
 from llamaxing.providers import Instance
 from llamaxing.selection import Selector
 from llamaxing.upstream import Content, Timeouts
 
 # Seconds.
 _WORTH_A_WAIT = 0.1
+
+
+class Body(Protocol):
+    """What a caller has sent, as far as this module has to know it."""
+
+    def get(self, name: str) -> Any: ...
+
+    def edited(self, edits: Mapping[str, Any]) -> Sequence[bytes | memoryview]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class Call:
 
     model: Model
     endpoint: Endpoint
-    payload: Payload | Form | None
+    payload: Body | None
     edits: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     streamed: bool = False
@@ -163,7 +169,7 @@ class Forwarder:
         answer.counted = self._counts(instance, call)
         try:
             async with asyncio.timeout_at(deadline):
-                return await judged(answer, name, instance.id, kept=call.endpoint.keeps == "always")
+                return await judged(answer, name, instance, kept=call.endpoint.keeps == "always")
         except BaseException as error:
             await answer.aclose()
             if isinstance(error, TimeoutError):

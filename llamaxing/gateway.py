@@ -62,7 +62,7 @@ class Gateway:
         options: Options | None = None,
         reference: Reference | None = None,
     ) -> None:
-        self._live = live
+        self.live = live
         self._authenticators = authenticators
         self._forward = forward
         self._recorder = recorder
@@ -71,7 +71,7 @@ class Gateway:
 
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
-        self._live.look()
+        self.live.look()
         made = uuid.uuid4().hex
         request_id = headers.request_id(request.headers, made)
         log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
@@ -88,15 +88,15 @@ class Gateway:
         return identified(response, request_id)
 
     async def aclose(self) -> None:
-        await self._live.aclose()
+        await self.live.aclose()
         await self._forward.aclose()
         await self._recorder.aclose()
 
     async def _respond(self, request: Request, id: str, request_id: str) -> Response:
         if self._options.cors.is_preflight(request):
             return respond(200, b"", [(b"content-type", b"text/plain")])
-        serving = self._live.current
-        match = endpoints.match(request.method, request.path, lists=bool(self._options.ids.secrets))
+        serving = self.live.current
+        match = self._match(request)
         if match is None:
             return await self._pages.answer(request, serving)
         kept = Kept(self._recorder.copy_up_to)
@@ -120,6 +120,10 @@ class Gateway:
             exchange.error = "caller_hung_up" if gone else InternalError.code
             await self._finish(exchange)
             raise
+
+    def _match(self, request: Request) -> Match | None:
+        """What is asked for; None where it is nothing that goes upstream."""
+        return endpoints.match(request.method, request.path, lists=bool(self._options.ids.secrets))
 
     async def _call(
         self, exchange: Exchange, request: Request, match: Match, serving: Configuration

@@ -2,14 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from llamaxing import plugins
 from llamaxing.document import UNRESOLVED, either, fault_lines, is_unresolved
+from llamaxing.providers import BaseURL
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -32,13 +33,68 @@ class FunctionsSettings(BaseModel, frozen=True):
         return value.lower()
 
 
+class SidecarSettings(BaseModel, frozen=True):
+    """What a sidecar has besides: they also count in lines of `.env-sidecar`."""
+
+    sidecar_app_name: str = Field(
+        default="llamaxing-sidecar", description="With `app_mode=sidecar`: its name."
+    )
+    sidecar_app_requests_timeout: float = Field(
+        default=300, gt=0, description="As `app_requests_timeout`, for a sidecar."
+    )
+    sidecar_upstream_url: BaseURL = Field(
+        description="The gateway that a sidecar sends everything to, with or without `/v1`."
+    )
+    sidecar_auth_method: Literal["apikey", "azure"] = Field(
+        default="apikey",
+        description="What a sidecar shows it: an API key, or with `azure` a token of Entra ID.",
+    )
+    sidecar_auth_method_apikey_key: SecretStr | None = Field(
+        default=None, description="The API key, with `apikey`."
+    )
+    sidecar_auth_method_azure_scope: str | None = Field(
+        default=None,
+        description="What the token is for, with `azure`: `api://<application id>/.default`.",
+    )
+    sidecar_function_key: SecretStr | None = Field(
+        default=None, description="A function key that the gateway's host asks for besides."
+    )
+
+    @model_validator(mode="after")
+    def _credential(self) -> Self:
+        name = {"apikey": "apikey_key", "azure": "azure_scope"}[self.sidecar_auth_method]
+        setting = f"sidecar_auth_method_{name}"
+        if getattr(self, setting) is None:
+            raise ValueError(f"sidecar_auth_method: {self.sidecar_auth_method!r} needs {setting}")
+        return self
+
+    def instance(self) -> Mapping[str, Any]:
+        """The gateway behind, as models.json would have it."""
+        key, scope = self.sidecar_auth_method_apikey_key, self.sidecar_auth_method_azure_scope
+        found: dict[str, Any] = {
+            "llamaxing_api_key": key if self.sidecar_auth_method == "apikey" else None,
+            "llamaxing_token_scope": scope if self.sidecar_auth_method == "azure" else None,
+            "llamaxing_function_key": self.sidecar_function_key,
+        }
+        here = {
+            "id": "gateway",
+            "provider": "llamaxing",
+            "llamaxing_url": self.sidecar_upstream_url,
+        }
+        return {**here, **{name: value for name, value in found.items() if value is not None}}
+
+
 class Settings(BaseModel, frozen=True):
     """What every gateway has; a plug-in adds `Options` of its own. Times are in seconds."""
 
     app_name: str = Field(
         default="llamaxing", description="The gateway's name, in the models listing and the page."
     )
-    app_mode: Literal["gateway"] = Field(default="gateway", description="What runs: `gateway`.")
+    app_mode: Literal["gateway", "sidecar"] = Field(
+        default="gateway",
+        description="What runs: `gateway`, or `sidecar`, which adds a credential to the calls of "
+        "the application beside it.",
+    )
     app_requests_timeout: float = Field(
         default=300,
         gt=0,
@@ -247,18 +303,23 @@ def read(schema: type[T], environ: Mapping[str, str]) -> tuple[T | None, list[st
     try:
         return schema.model_validate(given), []
     except ValidationError as error:
-        return None, [f"{where}: {what}" for where, what in fault_lines(error, schema)]
+        # What is wrong with several together says itself which they are.
+        lines = fault_lines(error, schema)
+        return None, [f"{where}: {what}" if where else what for where, what in lines]
 
 
 def environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The environment over what `.env` in the folder says."""
-    file = folder / ".env"
+    """The environment over what `.env` in the folder says, and `.env-sidecar` of a sidecar."""
+    beside = {k: v for k, v in _lines(folder / ".env-sidecar") if k.lower().startswith("sidecar_")}
+    return {**beside, **dict(_lines(folder / ".env")), **environ}
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
     if not file.is_file():
-        return dict(environ)
+        return
     from dotenv import dotenv_values
 
-    from_file = {k: v for k, v in dotenv_values(file).items() if v is not None}
-    return {**from_file, **environ}
+    yield from ((name, value) for name, value in dotenv_values(file).items() if value is not None)
 
 
 def listed(value: str) -> Sequence[str]:
@@ -278,6 +339,7 @@ def every_setting() -> dict[str, Any]:
     schemas = [
         Settings,
         FunctionsSettings,
+        SidecarSettings,
         *(plugins.load(kind, name).Options for kind, name in chosen),
     ]
     return {name: field for schema in schemas for name, field in schema.model_fields.items()}

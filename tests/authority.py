@@ -4,6 +4,7 @@ import json
 import ssl
 import threading
 import uuid
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +25,7 @@ class Authority:
         self._folder = folder
         self.requests: list[dict[str, str]] = []
         self.tokens: list[str] = []
+        self.mint: Callable[[], str] = lambda: f"token-{uuid.uuid4().hex}"
 
     def __enter__(self) -> Self:
         root = trustme.CA()
@@ -73,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.authority.requests.append(dict(parse_qsl(body.decode())))
-        self.authority.tokens.append(f"token-{uuid.uuid4().hex}")
+        self.authority.tokens.append(self.authority.mint())
         token = self.authority.tokens[-1]
         self._answer({"token_type": "Bearer", "expires_in": 3600, "access_token": token})
 

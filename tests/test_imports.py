@@ -13,6 +13,7 @@ LAYERS = [
     ["__main__", "functions"],
     ["check", "simulate"],
     ["build"],
+    ["sidecar"],
     ["asgi", "safety"],
     ["settings"],
     ["gateway", "hosting"],

@@ -57,6 +57,10 @@ class Instance(Strict):
         Raises `ConnectionError` where there is no credential to be had just now.
         """
 
+    def refuses_us(self, status: int, code: str | None) -> bool:
+        """Whether a 401 or 403 with this code in its error is about the gateway's credential."""
+        return True
+
     @abstractmethod
     def edits(self, endpoint: Endpoint, model: str) -> Mapping[str, Any]:
         """The members of a request for `model` that have to say something else here."""
