@@ -42,6 +42,12 @@ def azure(upstream: Upstream, id: str, **more: Any) -> dict[str, Any]:
     return {"id": id, **base, **there, **more}
 
 
+def llamaxing(upstream: Upstream, id: str, **more: Any) -> dict[str, Any]:
+    """An instance of the scripted upstream, reached as another gateway."""
+    base = {"provider": "llamaxing", "llamaxing_api_key": f"key-{id}"}
+    return {"id": id, **base, "llamaxing_url": upstream.url(id), **more}
+
+
 def model(*instances: dict[str, Any], id: str = "m", **more: Any) -> dict[str, Any]:
     return {"id": id, "capabilities": EVERYTHING, "instances": list(instances), **more}
 

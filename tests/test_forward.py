@@ -19,7 +19,7 @@ from llamaxing.payload import Payload
 from llamaxing.providers.azure import AzureInstance
 from llamaxing.selection import Pauses, Selector
 from llamaxing.upstream import Timeouts
-from tests.conftest import Serve, Served, azure, model, openai
+from tests.conftest import Serve, Served, azure, llamaxing, model, openai
 from tests.fakes import CHAT, COMPLETION, DONE, Clock, Upstream, chunk
 
 PATHS = [f"/v1/{BY_NAME[name].path}" for name in ("chat_completions", "embeddings", "audio_speech")]
@@ -329,7 +329,7 @@ async def test_openai_is_told_its_own_name_for_the_model_and_the_organization(
 async def test_every_provider_serves_a_whole_call_plain_and_streamed(
     upstream: Upstream, serve: Serve, provider: str
 ) -> None:
-    instance = {"azure": azure, "openai": openai}[provider](upstream, "i1")
+    instance = {"azure": azure, "openai": openai, "llamaxing": llamaxing}[provider](upstream, "i1")
     upstream.replies("i1").streams("i1", [chunk("Hi"), DONE])
     gateway = await serve([model(instance)])
 

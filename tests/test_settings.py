@@ -25,7 +25,7 @@ FAULTS = {
     ("IDENTITY_STORE", "x"): "identity_store: has to be 'none' or 'json'",
     ("DEBUG_LEVEL", "4"): "debug_level: has to be less than or equal to 3",
     ("DEBUG_LEVEL", "high"): "debug_level: has to be a whole number",
-    ("APP_MODE", "x"): "app_mode: has to be 'gateway'",
+    ("APP_MODE", "x"): "app_mode: has to be 'gateway' or 'sidecar'",
     ("APP_PAGE", "maybe"): "app_page: has to be true or false",
     ("APP_REQUESTS_TIMEOUT", "0"): "app_requests_timeout: has to be greater than 0",
     ("APP_REQUESTS_TIMEOUT", "5m"): "app_requests_timeout: has to be a number",
