@@ -3,6 +3,7 @@
 import uuid
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import Serve, Served, model
@@ -169,3 +170,53 @@ async def test_when_all_fail_the_caller_is_told_how_and_each_was_asked_once(
 
     assert (reply.status_code, reply.json()["error"]["code"]) == told
     assert [other_simulator.answered(name) for name in names] == [{fault: 1}] * 2
+
+
+# Callers' own 404s
+
+UNKNOWN: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("GET", "/v1/responses/resp_never", None),
+    ("GET", "/v1/responses/{gone}", None),
+    ("DELETE", "/v1/responses/{gone}", None),
+    (
+        "POST",
+        "/v1/responses",
+        {"model": "m", "input": [{"type": "input_file", "file_id": "file-none"}]},
+    ),
+    (
+        "POST",
+        PATH,
+        {"model": "m", "messages": [{"role": "user", "content": [{"file": {"file_id": "none"}}]}]},
+    ),
+]
+
+
+@pytest.mark.parametrize("places", [1, 2])
+async def test_two_hundred_404s_of_callers_own_leave_every_instance_healthy(
+    simulator: Simulator, serve: Serve, bad: str, places: int
+) -> None:
+    names = [f"{bad}-{number}" for number in range(places)]
+    instances = [simulator.openai(name, priority=rank) for rank, name in enumerate(names)]
+    secret = {"ID_SECRET": "a long text to sign ids"} if places > 1 else {}
+    served = model(*instances, capabilities=["responses", "chat_completions"])
+    gateway = await serve([served], **secret)
+    made = (await gateway.post("/v1/responses", json={"model": "m", "input": "Hi"})).json()["id"]
+    kept = f"{simulator.url}/{names[0]}/v1/responses/{made.partition('.')[0]}"
+    headers = {"authorization": "Bearer any"}
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as direct:
+        assert (await direct.delete(kept)).status_code == 200
+
+    statuses = set()
+    for _ in range(200 // len(UNKNOWN)):
+        for method, path, body in UNKNOWN:
+            reply = await gateway.client.request(method, path.format(gone=made), json=body)
+            statuses.add(reply.status_code)
+    states = (await gateway.get("/health/instances")).json()["instances"]
+
+    assert statuses == {404}
+    assert [(it["state"], it["last_error"], it["in_flight"]) for it in states] == [
+        ("ready", None, 0)
+    ] * places
+    good = simulator.answered(names[0])["200"]
+    assert await answered(gateway, streamed=False) == 1
+    assert simulator.answered(names[0])["200"] == good + 1
