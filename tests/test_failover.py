@@ -12,11 +12,15 @@ from tests.services import Simulator
 
 PATH = "/v1/chat/completions"
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
-LATE = {"UPSTREAM_FIRST_HEADER_TIMEOUT": "0.1"}
 
 
 def throttles(form: str) -> dict[str, Any]:
     return {"faults": {"429": 1}, "retry_after": form, "retry_in": 30}
+
+
+def limited(fault: str) -> dict[str, float]:
+    """In models.json: so long is waited for what never comes, and for nothing else."""
+    return {"timeout": 1} if fault == "silent" else {}
 
 
 def always(fault: str) -> dict[str, Any]:
@@ -79,8 +83,8 @@ async def test_a_hundred_of_a_hundred_calls_are_answered_and_the_bad_one_rests(
 ) -> None:
     clock = Clock()
     other_simulator.behave(bad, **behaviour)
-    first = other_simulator.azure(bad, timeout=0.1)
-    gateway = await serve([model(first, simulator.openai("good", priority=1))], clock=clock, **LATE)
+    first = other_simulator.azure(bad, **limited(*behaviour["faults"]))
+    gateway = await serve([model(first, simulator.openai("good", priority=1))], clock=clock)
 
     assert await answered(gateway, streamed, 100) == 100
     assert sum(other_simulator.answered(bad).values()) == most
@@ -112,6 +116,20 @@ async def test_a_refused_connection_is_no_callers_business_and_used_again_afterw
         clock.now += 6
         assert await answered(gateway, streamed, 5) == 5
         assert ended.answered(bad) == {"200": 5}
+
+
+async def test_an_instance_whose_plain_replies_break_off_is_not_asked_for_ever(
+    simulator: Simulator, serve: Serve, bad: str
+) -> None:
+    simulator.behave(bad, **always("cut"))
+    instances = simulator.openai(bad), simulator.openai("good", priority=1)
+    gateway = await serve([model(*instances)], clock=Clock())
+
+    statuses = [(await gateway.post(PATH, json=CHAT)).status_code for _ in range(10)]
+
+    # Each may have done what was asked, so none was done twice.
+    assert statuses == [502] * 3 + [200] * 7
+    assert simulator.answered(bad) == {"cut": 3}
 
 
 FORMS = {"seconds": 7, "ms": 7, "date": 7, "reset": 7, "zero": 5, "minus-one": 5, "none": 5}
@@ -162,9 +180,8 @@ async def test_when_all_fail_the_caller_is_told_how_and_each_was_asked_once(
     names = f"{bad}-1", f"{bad}-2"
     for name in names:
         other_simulator.behave(name, **always(fault))
-    gateway = await serve(
-        [model(*(other_simulator.openai(name, timeout=0.1) for name in names))], clock=Clock()
-    )
+    instances = [other_simulator.openai(name, **limited(fault)) for name in names]
+    gateway = await serve([model(*instances)], clock=Clock())
 
     reply = await gateway.post(PATH, json={**CHAT, "stream": streamed})
 
