@@ -3,6 +3,7 @@
 import uuid
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import Serve, Served, model
@@ -11,11 +12,15 @@ from tests.services import Simulator
 
 PATH = "/v1/chat/completions"
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
-LATE = {"UPSTREAM_FIRST_HEADER_TIMEOUT": "0.1"}
 
 
 def throttles(form: str) -> dict[str, Any]:
     return {"faults": {"429": 1}, "retry_after": form, "retry_in": 30}
+
+
+def limited(fault: str) -> dict[str, float]:
+    """In models.json: so long is waited for what never comes, and for nothing else."""
+    return {"timeout": 1} if fault == "silent" else {}
 
 
 def always(fault: str) -> dict[str, Any]:
@@ -78,8 +83,8 @@ async def test_a_hundred_of_a_hundred_calls_are_answered_and_the_bad_one_rests(
 ) -> None:
     clock = Clock()
     other_simulator.behave(bad, **behaviour)
-    first = other_simulator.azure(bad, timeout=0.1)
-    gateway = await serve([model(first, simulator.openai("good", priority=1))], clock=clock, **LATE)
+    first = other_simulator.azure(bad, **limited(*behaviour["faults"]))
+    gateway = await serve([model(first, simulator.openai("good", priority=1))], clock=clock)
 
     assert await answered(gateway, streamed, 100) == 100
     assert sum(other_simulator.answered(bad).values()) == most
@@ -111,6 +116,20 @@ async def test_a_refused_connection_is_no_callers_business_and_used_again_afterw
         clock.now += 6
         assert await answered(gateway, streamed, 5) == 5
         assert ended.answered(bad) == {"200": 5}
+
+
+async def test_an_instance_whose_plain_replies_break_off_is_not_asked_for_ever(
+    simulator: Simulator, serve: Serve, bad: str
+) -> None:
+    simulator.behave(bad, **always("cut"))
+    instances = simulator.openai(bad), simulator.openai("good", priority=1)
+    gateway = await serve([model(*instances)], clock=Clock())
+
+    statuses = [(await gateway.post(PATH, json=CHAT)).status_code for _ in range(10)]
+
+    # Each may have done what was asked, so none was done twice.
+    assert statuses == [502] * 3 + [200] * 7
+    assert simulator.answered(bad) == {"cut": 3}
 
 
 FORMS = {"seconds": 7, "ms": 7, "date": 7, "reset": 7, "zero": 5, "minus-one": 5, "none": 5}
@@ -161,11 +180,60 @@ async def test_when_all_fail_the_caller_is_told_how_and_each_was_asked_once(
     names = f"{bad}-1", f"{bad}-2"
     for name in names:
         other_simulator.behave(name, **always(fault))
-    gateway = await serve(
-        [model(*(other_simulator.openai(name, timeout=0.1) for name in names))], clock=Clock()
-    )
+    instances = [other_simulator.openai(name, **limited(fault)) for name in names]
+    gateway = await serve([model(*instances)], clock=Clock())
 
     reply = await gateway.post(PATH, json={**CHAT, "stream": streamed})
 
     assert (reply.status_code, reply.json()["error"]["code"]) == told
     assert [other_simulator.answered(name) for name in names] == [{fault: 1}] * 2
+
+
+# Callers' own 404s
+
+UNKNOWN: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("GET", "/v1/responses/resp_never", None),
+    ("GET", "/v1/responses/{gone}", None),
+    ("DELETE", "/v1/responses/{gone}", None),
+    (
+        "POST",
+        "/v1/responses",
+        {"model": "m", "input": [{"type": "input_file", "file_id": "file-none"}]},
+    ),
+    (
+        "POST",
+        PATH,
+        {"model": "m", "messages": [{"role": "user", "content": [{"file": {"file_id": "none"}}]}]},
+    ),
+]
+
+
+@pytest.mark.parametrize("places", [1, 2])
+async def test_two_hundred_404s_of_callers_own_leave_every_instance_healthy(
+    simulator: Simulator, serve: Serve, bad: str, places: int
+) -> None:
+    names = [f"{bad}-{number}" for number in range(places)]
+    instances = [simulator.openai(name, priority=rank) for rank, name in enumerate(names)]
+    secret = {"ID_SECRET": "a long text to sign ids"} if places > 1 else {}
+    served = model(*instances, capabilities=["responses", "chat_completions"])
+    gateway = await serve([served], **secret)
+    made = (await gateway.post("/v1/responses", json={"model": "m", "input": "Hi"})).json()["id"]
+    kept = f"{simulator.url}/{names[0]}/v1/responses/{made.partition('.')[0]}"
+    headers = {"authorization": "Bearer any"}
+    async with httpx.AsyncClient(headers=headers, trust_env=False) as direct:
+        assert (await direct.delete(kept)).status_code == 200
+
+    statuses = set()
+    for _ in range(200 // len(UNKNOWN)):
+        for method, path, body in UNKNOWN:
+            reply = await gateway.client.request(method, path.format(gone=made), json=body)
+            statuses.add(reply.status_code)
+    states = (await gateway.get("/health/instances")).json()["instances"]
+
+    assert statuses == {404}
+    assert [(it["state"], it["last_error"], it["in_flight"]) for it in states] == [
+        ("ready", None, 0)
+    ] * places
+    good = simulator.answered(names[0])["200"]
+    assert await answered(gateway, streamed=False) == 1
+    assert simulator.answered(names[0])["200"] == good + 1

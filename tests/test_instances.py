@@ -94,11 +94,15 @@ async def test_a_stream_is_in_flight_until_its_last_byte(
     assert after["latency_ms"] > 0
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize(
+    ("streamed", "settings"),
+    [(False, {}), (True, {}), (True, {"STREAM_COMMIT_AFTER": "0.001"})],
+    ids=["plain", "stream", "stream that begins early"],
+)
 async def test_nothing_is_in_flight_after_callers_who_hung_up_and_calls_that_failed(
-    upstream: Upstream, serve: Serve, streamed: bool
+    upstream: Upstream, serve: Serve, streamed: bool, settings: dict[str, str]
 ) -> None:
-    gateway = await serve()
+    gateway = await serve(**settings)
     upstream.fails("i1", "silent")
     calling = asyncio.create_task(gateway.post(PATH, json={**CHAT, "stream": streamed}))
     asked = await upstream.request()

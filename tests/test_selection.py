@@ -134,6 +134,16 @@ def test_when_all_are_left_alone_the_one_that_is_free_first_is_asked() -> None:
     assert sorted(found.waits(of(a, b))) == [4, 9]
 
 
+def test_a_404_of_the_callers_own_does_not_end_a_throttled_instances_wait() -> None:
+    found, bad = selector(), instance("bad")
+    found.report(found.take(bad), throttled(9))
+
+    found.report(found.take(bad), Failure(UpstreamUnreachable("m"), counts=False, status=404))
+
+    assert list(found.waits(of(bad))) == [9]
+    assert found.states(of(bad))[0]["last_error"] == "all_instances_throttled"
+
+
 def test_a_changed_instance_starts_afresh_and_the_same_one_after_a_reload_does_not() -> None:
     found, good = selector(), instance("good", priority=1)
     found.report(found.take(instance("a")), throttled(9))

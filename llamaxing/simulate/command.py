@@ -34,7 +34,8 @@ def add(commands: Any) -> None:
     add("--seed", type=int, help="chance as it was with this number")
     add("--write-models", type=Path, metavar="FILE", help="a models.json for the gateway")
     for name, (type, metavar, help) in _EACH.items():
-        option, convert = f"--{name.replace('_', '-')}", partial(_each, type)
+        # In the singular: several are given one by one.
+        option, convert = f"--{name.replace('_', '-').removesuffix('s')}", partial(_each, type)
         add(option, dest=name, type=convert, action="append", metavar=f"[I:]{metavar}", help=help)
     parser.set_defaults(run=partial(_run, parser))
 

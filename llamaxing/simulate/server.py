@@ -9,6 +9,7 @@ import json
 import random
 import socket
 import struct
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ from llamaxing.simulate.behaviour import FAULTS
 from llamaxing.simulate.service import EVENTS, Asked, Reply, Service
 
 _LARGEST_BODY = 2**30
+# SO_LINGER: on, for no time.
+_AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class Simulator:
@@ -132,7 +135,7 @@ def _reset(request: web.Request, *, within: bool) -> web.Response:
     else:
         # No lingering: the other side is told that the connection is reset, and not that it ends.
         found = transport.get_extra_info("socket")
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     transport.close()
     return web.Response()
 
