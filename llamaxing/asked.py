@@ -36,7 +36,7 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
     exchange.request = body
     payload = Form(body, content_type) if media_type == _FORM else Payload(body)
     if isinstance(payload, Form):
-        exchange.form = payload.summary()
+        exchange.form = payload.summary
     exchange.metadata = _metadata(payload)
     return payload
 

@@ -130,6 +130,7 @@ class Build:
                 _defaults(chosen),
                 Cors(settings.listed(chosen.cors_origins)),
                 chosen.instance_headers,
+                frozenset(settings.listed(chosen.redact)),
             ),
             Reference(chosen.app_name) if chosen.app_page else None,
         )

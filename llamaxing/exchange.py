@@ -1,18 +1,24 @@
 """One call: who, what, tried where, what came back. It is what a record is made of."""
 
 import time
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from llamaxing import sse
+from llamaxing import replies
 from llamaxing.endpoints import Endpoint
 from llamaxing.http import Buffer
 from llamaxing.identity import Identity
+from llamaxing.trimming import trimmed
+
+SCHEMA = 1
+"""The version of what `record` returns: it counts up when a field changes its meaning, or goes."""
+
+# Bytes of the end of a long reply, where it tells what it has cost.
+_TAIL = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -26,28 +32,21 @@ class Attempt:
     finished: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens, as upstream counted them."""
-
-    input: int
-    output: int
-    cached: int = 0
-    reasoning: int = 0
-    exact: bool = True
-
-
 @dataclass(slots=True)
 class Kept:
-    """A copy of the reply, bounded: what comes after `most` bytes is only counted."""
+    """A copy of the reply, bounded: what comes after `most` bytes is counted, and its end kept."""
 
     most: int
     chunks: list[bytes] = field(default_factory=list)
     size: int = 0
+    tail: bytes = b""
 
     def add(self, chunk: bytes) -> None:
-        if self.size < self.most:
-            self.chunks.append(chunk[: self.most - self.size])
+        room = self.most - self.size
+        if room > 0:
+            self.chunks.append(chunk[:room])
+        if room < len(chunk) and self.most:
+            self.tail = (self.tail + chunk)[-_TAIL:]
         self.size += len(chunk)
 
     @property
@@ -59,8 +58,9 @@ class Kept:
 class Exchange:
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
-    answered by. `form`: the fields of a request that is a form. `caller`: whose it is, the
-    identity or somebody who shares it; `credential`: what they showed, by its name.
+    answered by. `form`: gives the fields of a request that is a form. `caller`: whose it is, the
+    identity or somebody who shares it; `credential`: what they showed, by its name. `redacted`: its
+    texts are not recorded.
     """
 
     endpoint: Endpoint
@@ -73,9 +73,10 @@ class Exchange:
     caller: str | None = None
     credential: str | None = None
     request: Buffer = b""
-    form: Mapping[str, Any] | None = None
+    form: Callable[[], Mapping[str, Any]] | None = None
     metadata: Mapping[str, Any] | None = None
     traceparent: str | None = None
+    redacted: bool = False
     model: str | None = None
     streamed: bool = False
     attempts: list[Attempt] = field(default_factory=list)
@@ -93,9 +94,13 @@ class Exchange:
 
     def record(self) -> dict[str, Any]:
         """What sinks are given: plain JSON values, no credential among them."""
-        full = self.identity is None or self.identity.record == "full"
+        request, request_cut = self._request()
         reply = self._reply()
+        usage = self._usage(request, reply)
+        who = self.identity
+        full = not self.redacted and (who is None or who.record == "full")
         return {
+            "schema": SCHEMA,
             "id": self.id,
             "request_id": self.request_id,
             "started": _iso(self.started),
@@ -105,91 +110,66 @@ class Exchange:
             "endpoint": self.endpoint.name,
             "model": self.model,
             "instance": self.instance,
-            "attempts": [
-                {
-                    "instance": attempt.instance,
-                    "started": _iso(attempt.started),
-                    "finished": _iso(attempt.finished),
-                    "status": attempt.status,
-                    "error": attempt.error,
-                }
-                for attempt in self.attempts
-            ],
-            "identity": self.identity
-            and {
-                **self.identity.model_dump(include={"name", "info"}),
-                "id": self.caller or self.identity.id,
-                # Where several share an entry, the id is a person's.
-                **({"entry": self.identity.id} if self.caller != self.identity.id else {}),
-            },
+            "attempts": [_attempt(attempt) for attempt in self.attempts],
+            "identity": who and _who(who, self.caller),
             "credential": self.credential,
-            "metadata": self.metadata,
+            "metadata": trimmed(self.metadata),
             "traceparent": self.traceparent,
             "streamed": self.streamed,
             "status": self.status,
-            "request": self._request() if full else None,
+            "request": request if full else None,
             "response": reply if full else None,
-            "usage": _usage(reply),
+            "usage": usage and msgspec.to_builtins(usage),
             "complete": self.complete,
-            "truncated": self.reply.truncated
-            or (self.form is None and len(self.request) > self.reply.most),
+            "truncated": self.reply.truncated or request_cut,
             "error": self.error,
         }
 
-    def _request(self) -> Any:
+    def _request(self) -> tuple[Any, bool]:
+        """What was asked for, and whether some of it is not there."""
         if self.form is not None:
-            return self.form
-        if len(self.request) > self.reply.most:
-            return _text(self.request[: self.reply.most])
-        return _json_or_text(bytes(self.request))
+            return self.form(), False
+        most = self.reply.most
+        with memoryview(self.request) as whole:
+            request = replies.json_or_text(whole, most)
+        if len(self.request) <= most or isinstance(request, str):
+            return request, len(self.request) > most
+        # Large for its images, mostly, of which little is left.
+        text = msgspec.json.encode(request)
+        if len(text) <= most:
+            return request, False
+        return text[:most].decode("utf-8", "ignore"), True
 
     def _reply(self) -> Any:
-        body = b"".join(self.reply.chunks)
-        if self.content_encoding in ("gzip", "deflate"):
-            body = _inflated(body, self.reply.most)
-        if self.content_type.startswith("text/event-stream"):
-            return sse.merged(sse.decoded(body))
-        return _json_or_text(body)
+        kept = self.reply
+        body = b"".join(kept.chunks)
+        return replies.read(body, kept.size, self.content_type, self.content_encoding, kept.most)
+
+    def _usage(self, request: Any, reply: Any) -> replies.Usage | None:
+        # A reply that is looked at once more, by its id, has cost what it did the first time.
+        if not self.endpoint.names_model:
+            return None
+        found = replies.usage_of(reply) or (
+            replies.usage_in(self.reply.chunks[-1] + self.reply.tail) if self.reply.tail else None
+        )
+        answered = self.status == 200 and self.attempts
+        return found or (replies.estimated(request, reply) if answered else None)
 
 
-def usage_of(reply: Any) -> Usage | None:
-    """The token counts in a reply, in the words of chat completions or of responses."""
-    found = reply.get("usage") if isinstance(reply, dict) else None
-    if not isinstance(found, dict):
-        return None
-    ingoing = found.get("prompt_tokens_details") or found.get("input_tokens_details") or {}
-    outgoing = found.get("completion_tokens_details") or found.get("output_tokens_details") or {}
-    return Usage(
-        input=found.get("prompt_tokens") or found.get("input_tokens") or 0,
-        output=found.get("completion_tokens") or found.get("output_tokens") or 0,
-        cached=ingoing.get("cached_tokens") or 0,
-        reasoning=outgoing.get("reasoning_tokens") or 0,
-    )
+def _who(identity: Identity, caller: str | None) -> dict[str, Any]:
+    known = {"id": caller or identity.id, "name": identity.name, "info": identity.info}
+    # Where several share an entry, the id is a person's.
+    return known if known["id"] == identity.id else known | {"entry": identity.id}
 
 
-def _usage(reply: Any) -> dict[str, Any] | None:
-    found = usage_of(reply)
-    return None if found is None else msgspec.to_builtins(found)
-
-
-def _json_or_text(body: bytes) -> Any:
-    if not body:
-        return None
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _text(body)
-
-
-def _text(body: bytes) -> str:
-    return body.decode("utf-8", "replace")
-
-
-def _inflated(body: bytes, most: int) -> bytes:
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, most)
-    except zlib.error:
-        return body
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "instance": attempt.instance,
+        "started": _iso(attempt.started),
+        "finished": _iso(attempt.finished),
+        "status": attempt.status,
+        "error": attempt.error,
+    }
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -11,6 +11,7 @@ from python_multipart.multipart import parse_options_header
 from llamaxing.errors import InvalidForm, InvalidType
 from llamaxing.http import Buffer, pieces
 from llamaxing.payload import REMOVE
+from llamaxing.trimming import digest
 
 # What is read here are names, flags and metadata: whatever is large is only passed on.
 _READ_UP_TO = 256 * 1024
@@ -82,8 +83,12 @@ class Form:
         return [part for part in self._edited(view, edits) if len(part)]
 
     def summary(self) -> Mapping[str, Any]:
-        """The fields as a record shows them: of a file its name, type and size."""
-        return {part.name: _shown(part) for part in self._parts}
+        """The fields as a record shows them: of a file its name, type, size and hash."""
+        with memoryview(self.body) as view:
+            return {
+                part.name: _shown(part, view[part.value : part.value + part.size])
+                for part in self._parts
+            }
 
     def _edited(self, view: memoryview, edits: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
         first = self._parts[0].start if self._parts else self._closing
@@ -176,7 +181,7 @@ class _Reader:
         self._whole = True
 
 
-def _shown(part: _Part) -> Any:
+def _shown(part: _Part, content: memoryview) -> Any:
     if part.filename is None:
         return part.text[:_READ_UP_TO].decode("utf-8", "replace")
-    return {"filename": part.filename, "content_type": part.content_type, "bytes": part.size}
+    return {"filename": part.filename, "content_type": part.content_type, **digest(content)}

@@ -40,6 +40,7 @@ _PRINTED = f" {punctuation}"
 class Options:
     """How a gateway behaves. `defaults`: the models of endpoints whose callers may name none.
     `instance_headers`: whether replies say which instance they are from.
+    `redacted`: the capabilities of which no texts are recorded, or `*`.
     """
 
     app_name: str = "llamaxing"
@@ -48,6 +49,7 @@ class Options:
     defaults: Mapping[str, str] = field(default_factory=dict)
     cors: Cors = field(default_factory=Cors)
     instance_headers: bool = False
+    redacted: frozenset[str] = frozenset()
 
 
 class Gateway:
@@ -102,6 +104,7 @@ class Gateway:
         kept = Kept(self._recorder.copy_up_to)
         exchange = Exchange(match.endpoint, id, request_id, kept, serving.version)
         exchange.traceparent = request.headers.get("traceparent")
+        exchange.redacted = not self._options.redacted.isdisjoint({match.endpoint.capability, "*"})
         try:
             call, owner = await self._call(exchange, request, match, serving)
             answering = self._answer(call, owner, exchange)

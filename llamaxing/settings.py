@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 
 from llamaxing import plugins
 from llamaxing.document import UNRESOLVED, either, fault_lines, is_unresolved
+from llamaxing.endpoints import CAPABILITIES
 from llamaxing.providers import BaseURL
 
 T = TypeVar("T", bound=BaseModel)
@@ -244,6 +245,11 @@ class Settings(BaseModel, frozen=True):
         ge=0,
         description="Bytes of a request, and of a reply, that a record keeps.",
     )
+    redact: str = Field(
+        default="",
+        description="Endpoints whose requests and replies are not recorded, by their names in "
+        "models.json and separated by commas; `*` for all.",
+    )
     observability_client: str = Field(
         default="none", description="Where a trace of each call goes: `none`, `langfuse`."
     )
@@ -272,6 +278,13 @@ class Settings(BaseModel, frozen=True):
         if "none" in methods and len(methods) > 1:
             raise ValueError("has 'none' beside others, and would let everybody in")
         return ",".join(dict.fromkeys(methods))
+
+    @field_validator("redact")
+    @classmethod
+    def _redact(cls, value: str) -> str:
+        for name in listed(value):
+            _one_of(name, ["*", *CAPABILITIES])
+        return value
 
     @field_validator("logging_client", "observability_client")
     @classmethod

@@ -1,11 +1,11 @@
-"""Server-sent events: where each ends in a stream of bytes, and one reply out of many chunks.
+"""Server-sent events: where each ends in a stream of bytes, and what is in it.
 
 The format is the HTML standard's (9.2 Server-sent events): a line ends in LF, CRLF or CR, and a
 blank line ends an event.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -157,54 +157,3 @@ def decoded(stream: bytes) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(found, dict):
             yield found
-
-
-def merged(chunks: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One reply out of a stream's chunks: text joined, choices and tool calls by their index.
-
-    A chat stream's `delta` becomes the `message` that a plain reply has.
-    """
-    reply: dict[str, Any] = {}
-    for chunk in chunks:
-        _add(reply, chunk)
-    for choice in reply.get("choices") or []:
-        if isinstance(choice, dict) and "delta" in choice:
-            choice["message"] = choice.pop("delta")
-    if str(reply.get("object", "")).endswith(".chunk"):
-        reply["object"] = reply["object"].removesuffix(".chunk")
-    return reply
-
-
-# Members that each chunk repeats whole; every other text is a piece of one.
-_REPEATED = frozenset(
-    {"id", "object", "model", "type", "role", "finish_reason", "system_fingerprint"}
-    | {"service_tier", "name", "obfuscation"}
-)
-
-
-def _add(whole: dict[str, Any], part: dict[str, Any]) -> None:
-    for name, value in part.items():
-        known = whole.get(name)
-        if isinstance(value, list) and value and all(_indexed(item) for item in value):
-            whole[name] = _by_index(known if isinstance(known, list) else [], value)
-        elif isinstance(known, dict) and isinstance(value, dict):
-            _add(known, value)
-        elif isinstance(known, list) and isinstance(value, list):
-            known.extend(value)
-        elif isinstance(known, str) and isinstance(value, str) and name not in _REPEATED:
-            whole[name] = known + value
-        elif value is not None or name not in whole:
-            whole[name] = value
-
-
-def _by_index(known: list[Any], parts: list[dict[str, Any]]) -> list[Any]:
-    for part in parts:
-        same = next((item for item in known if item.get("index") == part["index"]), None)
-        if same is None:
-            known.append(same := {})
-        _add(same, part)
-    return known
-
-
-def _indexed(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("index"), int)

@@ -1,5 +1,6 @@
 """Multipart bodies: read, edited part by part, and sent again to a second instance."""
 
+import hashlib
 import json
 from email.message import Message
 from email.parser import BytesParser
@@ -72,9 +73,12 @@ def test_a_field_that_was_not_there_comes_first() -> None:
 
 
 def test_a_file_is_summed_up() -> None:
+    content = fields(BODY, TYPE)[1][2]
+    file = {"filename": "a.mp3", "content_type": "audio/mpeg", "bytes": 14}
+
     assert Form(BODY, TYPE).summary() == {
         "model": "m",
-        "file": {"filename": "a.mp3", "content_type": "audio/mpeg", "bytes": 14},
+        "file": {**file, "sha256": hashlib.sha256(content).hexdigest()},
         "observation_metadata": '{"a": 1}',
     }
 

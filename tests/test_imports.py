@@ -29,10 +29,11 @@ LAYERS = [
     ["providers", "auth", "sinks", "sources"],
     ["credentials", "plugins", "jwks"],
     ["headers", "exchange", "cors"],
-    ["identity", "sse", "fitting", "generation"],
+    ["replies"],
+    ["identity", "sse", "fitting", "generation", "merging"],
     ["endpoints", "document"],
     ["http"],
-    ["errors", "logs", "otlp"],
+    ["errors", "logs", "otlp", "trimming"],
     ["__init__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

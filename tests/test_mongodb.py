@@ -162,7 +162,7 @@ async def test_a_beginning_without_an_end_is_kept(sink: Sink) -> None:
 
 async def test_what_is_json_and_no_bson_is_kept_as_near_to_it_as_can_be(sink: Sink) -> None:
     deep: Any = "the end"
-    for _ in range(300):
+    for _ in range(80):
         deep = [deep]
     request = {"$ref": "#/$defs/x", "a.b": {"$where": 1}, "": 2, "nul\0": "\0", "big": 2**64}
     request |= {"small": -(2**63), "float": 1.5, "text": "ü\ufffd🦙", "deep": deep, "id": None}
@@ -172,8 +172,7 @@ async def test_what_is_json_and_no_bson_is_kept_as_near_to_it_as_can_be(sink: Si
     assert refused == {}
     [found] = await sink.found()
     kept = found["request"]
-    assert "the end" in str(kept.pop("deep"))
-    del request["deep"], request["nul\0"]
+    del request["nul\0"]
     assert kept == request | {"nul\u2400": "\0", "big": "18446744073709551616"}
 
 

@@ -29,6 +29,12 @@ FAULTS = {
     ("APP_PAGE", "maybe"): "app_page: has to be true or false",
     ("APP_REQUESTS_TIMEOUT", "0"): "app_requests_timeout: has to be greater than 0",
     ("APP_REQUESTS_TIMEOUT", "5m"): "app_requests_timeout: has to be a number",
+    (
+        "REDACT",
+        "embeddings,chat",
+    ): "redact: 'chat' is not known; use '*', 'chat_completions', 'completions', "
+    "'embeddings', 'images_generations', 'images_edits', 'images_variations', 'audio_speech', "
+    "'audio_transcriptions', 'audio_translations', 'moderations' or 'responses'",
     ("MODELS_SOURCE", "models.json"): (
         "models_source: has to name a kind and a place, as in 'file:models.json'"
     ),

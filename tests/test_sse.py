@@ -1,4 +1,4 @@
-"""Where events end, and one reply out of a stream."""
+"""Where events end, and what is in them."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaxing.sse import Framer, Uncounted, data, decoded, merged
+from llamaxing.sse import Framer, Uncounted, data, decoded
 from tests.fakes import DONE, chunk
 
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
@@ -52,46 +52,6 @@ def test_it_knows_whether_it_is_within_an_event() -> None:
 
     framer.feed(b"\n\n")
     assert not framer.within_event
-
-
-def test_a_chat_stream_merges_to_one_reply() -> None:
-    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f"}}
-    deltas = [
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [call | {"function": {"name": "f", "arguments": ""}}],
-        },
-        {"tool_calls": [{"index": 0, "function": {"arguments": '{"a"'}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
-    ]
-    events = [
-        chunk("", choices=[{"index": 0, "delta": delta, "finish_reason": None}]) for delta in deltas
-    ]
-    events.append(chunk("", choices=[{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]))
-    events.append(chunk("", choices=[{"index": 1, "delta": {"content": "other"}}]))
-    events.append(chunk("", choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2}))
-
-    reply = merged(decoded(b"".join(events) + DONE))
-
-    first, second = reply["choices"]
-    [called] = first["message"]["tool_calls"]
-    assert called["function"] == {"name": "f", "arguments": '{"a": 1}'}
-    assert first["finish_reason"] == "tool_calls"
-    assert second["message"]["content"] == "other"
-    assert reply["object"] == "chat.completion"
-    assert reply["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
-
-
-def test_a_completion_stream_joins_its_text_and_logprobs() -> None:
-    def part(text: str) -> bytes:
-        logprobs = {"tokens": [text]}
-        return chunk("", choices=[{"index": 0, "text": text, "logprobs": logprobs}])
-
-    reply = merged(decoded(part("Hel") + part("lo")))
-
-    assert reply["choices"][0]["text"] == "Hello"
-    assert reply["choices"][0]["logprobs"] == {"tokens": ["Hel", "lo"]}
 
 
 def test_what_is_no_json_object_is_left_out() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from llamaxing.fitting import fitted
@@ -22,8 +21,6 @@ _DUPLICATE = 11000
 # (16: Cosmos DB), not BSON, with names that it does not allow, or against the collection's rules.
 _NEVER = frozenset({14, 15, 16, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
 _OTHER_OPTIONS = frozenset({85, 86})
-# Levels of nesting: MongoDB's limit is 100, and a record's own are the first of them.
-_DEEPEST = 90
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -179,7 +176,7 @@ def document(record: Record, limit: int) -> Any:
     import bson
     from bson.raw_bson import RawBSONDocument
 
-    fields = {name: _value(value, 1) for name, value in record.items() if name != "id"}
+    fields = {name: _value(value) for name, value in record.items() if name != "id"}
     fields = {"_id": record["id"], **fields}
     # As those know it who query what the gateway before this one has written.
     fields["metadata"] = {**(fields.get("metadata") or {}), "caller": fields.get("identity")}
@@ -197,17 +194,12 @@ def document(record: Record, limit: int) -> Any:
     return RawBSONDocument(encoded if small is fields else bson.encode(small))
 
 
-def _value(value: Any, depth: int) -> Any:
-    """The value as BSON has it: an integer of 64 bits, no NUL in a name, and not too deep."""
-    if isinstance(value, dict | list) and depth > _DEEPEST:
-        return msgspec.json.encode(value).decode()
+def _value(value: Any) -> Any:
+    """The value as BSON has it: an integer of 64 bits, and no NUL in a name."""
     if isinstance(value, dict):
-        return {
-            name.replace("\0", "\N{SYMBOL FOR NULL}"): _value(item, depth + 1)
-            for name, item in value.items()
-        }
+        return {name.replace("\0", "\N{SYMBOL FOR NULL}"): _value(it) for name, it in value.items()}
     if isinstance(value, list):
-        return [_value(item, depth + 1) for item in value]
+        return [_value(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
         return str(value)
     return value
