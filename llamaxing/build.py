@@ -104,7 +104,7 @@ class Build:
         self._check(chosen)
         live = self._live(chosen, surroundings)
         authenticator = self._authenticator(chosen)
-        sinks = self._sinks(chosen)
+        sinks = self._sinks(chosen, surroundings)
         try:
             if live:
                 await live.start()
@@ -208,12 +208,22 @@ class Build:
         options = self._read(method.Options)
         return options and method(options, lambda: datetime.now(UTC))
 
-    def _sinks(self, chosen: Settings) -> list[Sink]:
-        if chosen.logging_client == "none":
-            return []
-        sink = plugins.load("sinks", chosen.logging_client)
-        options = self._read(sink.Options)
-        return [sink(options)] if options is not None else []
+    def _sinks(self, chosen: Settings, surroundings: plugins.Surroundings) -> dict[str, Sink]:
+        """By their names; one that both settings name is one."""
+        sinks: dict[str, Sink] = {}
+        for setting in ("logging_client", "observability_client"):
+            name = getattr(chosen, setting)
+            if name == "none" or name in sinks:
+                continue
+            plugin = plugins.load("sinks", name)
+            options = self._read(plugin.Options)
+            if options is None:
+                continue
+            try:
+                sinks[name] = plugin(options, surroundings)
+            except ValueError as error:
+                self._fault(setting, str(error))
+        return sinks
 
     def _timeouts(self, chosen: Settings) -> Timeouts:
         return Timeouts(

@@ -1,13 +1,12 @@
 """From a finished exchange to its log line, and to every sink."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from llamaxing.errors import SHOWN
 from llamaxing.exchange import Exchange
 from llamaxing.logs import TEXTS, log
-from llamaxing.sinks import Sink
+from llamaxing.sinks import Record, Sink
 
 # Bytes of a reply that are made into a record before other calls have waited noticeably.
 _MERGED_ON_THE_LOOP = 64 * 1024
@@ -19,12 +18,15 @@ class Recorder:
     A sink that fails or hangs is logged, and neither the caller nor another sink is told.
     """
 
-    def __init__(self, sinks: Sequence[Sink] = (), *, copy_up_to: int, timeout: float = 5) -> None:
-        """`copy_up_to`: bytes of a request or of a reply that a record holds at the most."""
-        self._sinks = sinks
+    def __init__(
+        self, sinks: Mapping[str, Sink] | None = None, *, copy_up_to: int, timeout: float = 5
+    ) -> None:
+        """`sinks` by their names. `copy_up_to`: bytes of a request or of a reply that a record
+        holds at the most."""
+        self._sinks = sinks or {}
         self._timeout = timeout
         # A copy that nobody reads is not made.
-        self.copy_up_to = copy_up_to if sinks or log.isEnabledFor(TEXTS) else 0
+        self.copy_up_to = copy_up_to if self._sinks or log.isEnabledFor(TEXTS) else 0
 
     async def record(self, exchange: Exchange) -> None:
         _log_line(exchange)
@@ -37,18 +39,21 @@ class Recorder:
             if exchange.reply.size < _MERGED_ON_THE_LOOP
             else await asyncio.to_thread(exchange.record)
         )
-        await asyncio.gather(*(self._deliver(sink, record) for sink in self._sinks))
+        await asyncio.gather(*(self._deliver(name, record) for name in self._sinks))
 
     async def aclose(self) -> None:
-        for sink in self._sinks:
+        for sink in self._sinks.values():
             await sink.aclose()
 
-    async def _deliver(self, sink: Sink, record: dict[str, Any]) -> None:
+    async def _deliver(self, name: str, record: Record) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                await sink.record(record)
+                refused = await self._sinks[name].deliver([record])
         except Exception:
-            log.exception("record %s did not reach %s", record["id"], type(sink).__name__)
+            log.exception("record %s did not reach %s", record["id"], name)
+        else:
+            for id, why in refused.items():
+                log.error("record %s did not reach %s: %s", id, name, why)
 
 
 def _log_line(exchange: Exchange) -> None:

@@ -179,9 +179,7 @@ class Settings(BaseModel, frozen=True):
         ge=0,
         description="Bytes of a request, and of a reply, that a record keeps.",
     )
-    observability_client: Literal["none"] = Field(
-        default="none", description="Where traces go: `none`."
-    )
+    observability_client: str = Field(default="none", description="Where traces go: `none`.")
 
     @field_validator("cors_origins")
     @classmethod
@@ -203,9 +201,9 @@ class Settings(BaseModel, frozen=True):
     def _auth_method(cls, value: str) -> str:
         return _one_of(value, plugins.names("auth"))
 
-    @field_validator("logging_client")
+    @field_validator("logging_client", "observability_client")
     @classmethod
-    def _logging_client(cls, value: str) -> str:
+    def _sink(cls, value: str) -> str:
         return _one_of(value, ["none", *plugins.names("sinks")])
 
     @field_validator("models_source", "identities_source")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,30 +12,40 @@ from llamaxing import plugins
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.exchange import Exchange, Kept
 from llamaxing.recorder import Recorder
+from llamaxing.sinks import Record
 from tests.conftest import Serve, Served
 from tests.fakes import CHAT, Upstream
 
 
 class Memory:
+    batch = 1
+
     def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Record] = []
         self.closed = False
 
-    async def record(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
+        self.records += records
+        return {}
 
     async def aclose(self) -> None:
         self.closed = True
 
 
 class Hanging(Memory):
-    async def record(self, record: dict[str, Any]) -> None:
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
         await asyncio.Event().wait()
+        return {}
 
 
 class Failing(Memory):
-    async def record(self, record: dict[str, Any]) -> None:
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
         raise OSError("the disk is full")
+
+
+class Refusing(Memory):
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
+        return {record["id"]: "it is too large" for record in records}
 
 
 def exchange() -> Exchange:
@@ -45,18 +56,19 @@ async def test_a_sink_that_fails_or_hangs_starves_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     memory = Memory()
-    recorder = Recorder([Hanging(), Failing(), memory], copy_up_to=10, timeout=0.05)
+    sinks = {"a": Hanging(), "b": Failing(), "c": Refusing(), "d": memory}
+    recorder = Recorder(sinks, copy_up_to=10, timeout=0.05)
 
     await recorder.record(one := exchange())
 
     assert [record["id"] for record in memory.records] == [one.id]
-    assert caplog.text.count(f"record {one.id} did not reach") == 2
+    assert caplog.text.count(f"record {one.id} did not reach") == 3
 
 
 async def test_it_closes_its_sinks() -> None:
     memory = Memory()
 
-    await Recorder([memory], copy_up_to=10).aclose()
+    await Recorder({"a": memory}, copy_up_to=10).aclose()
 
     assert memory.closed
 
@@ -64,8 +76,8 @@ async def test_it_closes_its_sinks() -> None:
 async def test_a_copy_that_nobody_reads_is_not_made(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "llamaxing")
 
-    assert Recorder([], copy_up_to=10).copy_up_to == 0
-    assert Recorder([Memory()], copy_up_to=10).copy_up_to == 10
+    assert Recorder({}, copy_up_to=10).copy_up_to == 0
+    assert Recorder({"a": Memory()}, copy_up_to=10).copy_up_to == 10
 
 
 @pytest.mark.parametrize("sink", plugins.names("sinks"))

@@ -2,32 +2,41 @@
 
 import asyncio
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from pydantic import BaseModel, Field
 
+from llamaxing.plugins import Surroundings
+from llamaxing.sinks import Record
+
 
 class JsonLines:
+    """What is delivered a second time, after a crash, stands in the file a second time."""
+
     class Options(BaseModel, frozen=True):
         logging_client_jsonl_filename: str = Field(
             default="apicalls.jsonl", description="The file that `jsonl` appends a line a call to."
         )
 
-    def __init__(self, options: Options) -> None:
+    batch = 1000
+
+    def __init__(self, options: Options, surroundings: Surroundings) -> None:
         self._path = options.logging_client_jsonl_filename
 
-    async def record(self, record: dict[str, Any]) -> None:
-        await asyncio.to_thread(self._append, msgspec.json.encode(record) + b"\n")
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
+        lines = msgspec.json.Encoder().encode_lines(records)
+        await asyncio.to_thread(self._append, lines)
+        return {}
 
     async def aclose(self) -> None:
         return None
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, lines: bytes) -> None:
         # One write in append mode: lines of several processes do not mix.
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(file, line)
+            os.write(file, lines)
         finally:
             os.close(file)
 
