@@ -33,9 +33,6 @@ def _arguments() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     serve.add_argument("--port", type=int, default=8000, help="the port to listen on")
     serve.add_argument("--workers", type=int, default=1, help="how many processes")
-    serve.add_argument(
-        "--grace", type=int, default=30, help="seconds that open calls get at the end"
-    )
     serve.set_defaults(run=_serve)
     check = commands.add_parser("check", help="say what would be served, or what is wrong")
     check.add_argument("--probe", action="store_true", help="call each instance once, cheaply")
@@ -98,12 +95,13 @@ def _serve(wanted: argparse.Namespace) -> int:
     # it; that the gateway was told to end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
-        "llamaxing.build:application",
+        "llamaxing.shim:application",
         factory=True,
         host=wanted.host,
         port=wanted.port,
         workers=wanted.workers,
-        timeout_graceful_shutdown=wanted.grace,
+        # When the signal reaches it, the calls have had theirs (shim.py).
+        timeout_graceful_shutdown=5,
         access_log=False,
         # Nothing here asks for a caller's address.
         proxy_headers=False,

@@ -14,9 +14,10 @@ import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from llamaxing import plugins, safety, settings
-from llamaxing.asgi import Application
+from llamaxing.asgi import Application, Opened
 from llamaxing.auth import Authenticator
 from llamaxing.catalog import Catalog, Model, model_schema, read_models
+from llamaxing.clock import Clock
 from llamaxing.configuration import Live, Watch
 from llamaxing.copies import Copies, default_folder
 from llamaxing.cors import Cors
@@ -29,12 +30,13 @@ from llamaxing.http import BodyLimits
 from llamaxing.identity import Identities, Identity, read_identities
 from llamaxing.ids import Ids
 from llamaxing.logs import LEVELS, log
+from llamaxing.outbox import OutboxFailed
 from llamaxing.recorder import Recorder
+from llamaxing.recording import recording
 from llamaxing.reference import Reference
 from llamaxing.relay import Streams
 from llamaxing.selection import Pauses, Selector
 from llamaxing.settings import Settings
-from llamaxing.sinks import Sink
 from llamaxing.upstream import AiohttpTransport, Timeouts
 
 T = TypeVar("T", bound=BaseModel)
@@ -46,10 +48,12 @@ def application(
 ) -> Application:
     """The ASGI application. Nothing is read until its first request, or its lifespan."""
 
-    async def open_gateway() -> tuple[Gateway, BodyLimits]:
+    async def open_gateway() -> Opened:
         given = os.environ if environ is None else environ
         built = await Build(settings.environment(given, Path.cwd()), clock).all()
-        return built.gateway, BodyLimits(built.settings.app_request_body_limit)
+        built.gateway.start()
+        limits = BodyLimits(built.settings.app_request_body_limit)
+        return Opened(built.gateway, limits, built.settings.app_grace_period)
 
     return Application(open_gateway)
 
@@ -76,11 +80,16 @@ class Build:
     """One gateway out of one environment; faults gather until all of it has been looked at."""
 
     def __init__(
-        self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+        self,
+        environ: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+        time_of_day: Clock | None = None,
     ) -> None:
-        """`clock`: seconds, by which the configuration is looked at again and cooldowns end."""
+        """`clock`: seconds, by which the configuration is looked at again and cooldowns end.
+        `time_of_day`: by which records wait."""
         self._environ = environ
         self._clock = clock
+        self._time = time_of_day or Clock()
         self._errors: list[ConfigurationError] = []
         self._hosting = Hosting(environ, Path.cwd())
 
@@ -100,18 +109,19 @@ class Build:
     async def _all(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
         # No proxy is asked for, as with upstreams; what serves them serves this too.
         web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
-        surroundings = plugins.Surroundings(self._environ, web)
+        surroundings = plugins.Surroundings(self._environ, web, self._time)
         self._check(chosen)
         live = self._live(chosen, surroundings)
         authenticator = self._authenticator(chosen)
-        sinks = self._sinks(chosen, surroundings)
+        recorder = self._recorder(chosen, surroundings)
         try:
             if live:
                 await live.start()
         except ConfigurationError as error:
             self._errors.append(error)
-        if self._errors or live is None:
+        if self._errors or live is None or recorder is None:
             raise ConfigurationError.all(self._errors)
+        await self._open(recorder)
         forward = Forwarder(
             transport,
             Selector(random.Random(), _pauses(chosen), self._clock),
@@ -122,7 +132,7 @@ class Build:
             live,
             [authenticator],
             forward,
-            Recorder(sinks, copy_up_to=chosen.logging_copy_limit),
+            recorder,
             Options(
                 chosen.app_name,
                 self._streams(chosen),
@@ -208,22 +218,20 @@ class Build:
         options = self._read(method.Options)
         return options and method(options, lambda: datetime.now(UTC))
 
-    def _sinks(self, chosen: Settings, surroundings: plugins.Surroundings) -> dict[str, Sink]:
-        """By their names; one that both settings name is one."""
-        sinks: dict[str, Sink] = {}
-        for setting in ("logging_client", "observability_client"):
-            name = getattr(chosen, setting)
-            if name == "none" or name in sinks:
-                continue
-            plugin = plugins.load("sinks", name)
-            options = self._read(plugin.Options)
-            if options is None:
-                continue
-            try:
-                sinks[name] = plugin(options, surroundings)
-            except ValueError as error:
-                self._fault(setting, str(error))
-        return sinks
+    def _recorder(self, chosen: Settings, surroundings: plugins.Surroundings) -> Recorder | None:
+        try:
+            found = recording(chosen, surroundings, self._hosting.on_azure)
+        except ConfigurationError as error:
+            self._errors.append(error)
+            return None
+        return found.recorder(chosen)
+
+    async def _open(self, recorder: Recorder) -> None:
+        try:
+            await recorder.open()
+        except OutboxFailed as error:
+            await recorder.aclose(0)
+            raise ConfigurationError([f"outbox: {error}"], ["outbox"]) from error
 
     def _timeouts(self, chosen: Settings) -> Timeouts:
         return Timeouts(

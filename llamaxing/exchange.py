@@ -59,7 +59,8 @@ class Kept:
 class Exchange:
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
-    answered by. `form`: the fields of a request that is a form.
+    answered by. `form`: the fields of a request that is a form. `intent`: what the outbox gave for
+    the record of a call that has yet to be answered; `recorded`: the one of its end is kept.
     """
 
     endpoint: Endpoint
@@ -82,6 +83,8 @@ class Exchange:
     finished: float | None = None
     complete: bool = False
     error: str | None = None
+    intent: Any = None
+    recorded: bool = False
 
     @property
     def instance(self) -> str | None:

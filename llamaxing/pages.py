@@ -1,7 +1,7 @@
 """What the gateway answers by itself: the models listing, its health, the API reference."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from llamaxing import endpoints
@@ -13,7 +13,8 @@ from llamaxing.reference import Reference
 
 
 class Pages:
-    """`reference` is None where the page for people is switched off."""
+    """`reference` is None where the page for people is switched off. `waiting` tells what the
+    outbox holds."""
 
     def __init__(
         self,
@@ -21,11 +22,13 @@ class Pages:
         live: Live,
         identify: Callable[[Request, Identities], Awaitable[Identity]],
         reference: Reference | None,
+        waiting: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
         self._app_name = app_name
         self._live = live
         self._identify = identify
         self._reference = reference
+        self._waiting = waiting
 
     async def answer(self, request: Request, serving: Configuration) -> Response:
         """Raises `UnknownURL`, `MethodNotAllowed`, and for the listing what `identify` raises."""
@@ -54,7 +57,8 @@ class Pages:
             await self._identify(request, serving.identities)
         except (Unauthenticated, Forbidden):
             return ok()
-        return _json(200, {"status": "ok", "configuration": self._live.detail()})
+        detail = {"configuration": self._live.detail(), "outbox": await self._waiting()}
+        return _json(200, {"status": "ok", **detail})
 
     def _listing(self, serving: Configuration, identity: Identity, wanted: str) -> dict[str, Any]:
         models = serving.catalog.listing(identity, self._app_name)

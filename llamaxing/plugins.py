@@ -7,13 +7,15 @@ the settings that it has of its own.
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-KINDS = ("providers", "auth", "sources", "sinks")
+from llamaxing.clock import Clock
+
+KINDS = ("providers", "auth", "sources", "sinks", "outbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Surroundings:
 
     environ: Mapping[str, str]
     web: httpx.AsyncClient
+    clock: Clock = field(default_factory=Clock)
 
 
 def names(kind: str) -> list[str]:

@@ -10,24 +10,26 @@ import llamaxing
 PACKAGE = Path(llamaxing.__file__).parent
 # From the top to the bottom: a module imports what stands below it, or beside it in a folder.
 LAYERS = [
-    ["__main__", "functions"],
+    ["__main__", "functions", "shim"],
     ["check"],
     ["build"],
-    ["asgi", "safety"],
+    ["asgi", "safety", "recording"],
     ["settings"],
     ["gateway", "hosting"],
-    ["asked"],
+    ["asked", "audit"],
     ["ids"],
     ["pages", "relay"],
     ["configuration"],
     ["reference", "forward", "recorder"],
+    ["outbox"],
+    ["delivery", "commits"],
     ["selection"],
     ["answer"],
     ["form"],
     ["catalog", "upstream", "payload", "copies"],
     ["providers", "auth", "sinks", "sources"],
     ["credentials", "plugins"],
-    ["headers", "exchange", "cors"],
+    ["headers", "exchange", "cors", "clock"],
     ["identity", "sse"],
     ["endpoints", "document"],
     ["http"],
@@ -40,7 +42,7 @@ OURS_ALONE = {
     "azure": {"functions", "entra", "storage"},
     "azurefunctions": {"functions"},
     "uvicorn": {"__main__"},
-    "os": {"__main__", "build", "copies", "document", "jsonl"},
+    "os": {"__main__", "build", "copies", "document", "jsonl", "sqlite"},
 }
 
 

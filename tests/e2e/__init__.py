@@ -36,7 +36,7 @@ async def uvicorn_shim(
     """`start_shim` on a free port, from when it is ready until it is told to end."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    arguments = ("--port", str(port), "--grace", "5", *more)
+    arguments = ("--port", str(port), *more)
     process = await start_shim(settings, folder, *arguments, stderr=stderr)
     try:
         async with asyncio.timeout(30):
@@ -46,6 +46,9 @@ async def uvicorn_shim(
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.communicate()
+
+
+_OURS = {"PYTHONPATH": str(PROJECT), "APP_GRACE_PERIOD": "5"}
 
 
 async def start_shim(
@@ -58,7 +61,7 @@ async def start_shim(
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "llamaxing", "serve", *more),
         cwd=folder,
-        env={**_without_settings(os.environ), "PYTHONPATH": str(PROJECT), **settings},
+        env={**_without_settings(os.environ), **_OURS, **settings},
         stderr=stderr,
     )
 
