@@ -1,4 +1,4 @@
-"""The command line: `python -m llamaxing serve`, `check` and `schema`."""
+"""The command line: `python -m llamaxing serve`, `check`, `schema` and `outbox`."""
 
 import argparse
 import asyncio
@@ -7,13 +7,16 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from llamaxing import settings
+from llamaxing import settings, upkeep
 from llamaxing.build import Build, schemas
 from llamaxing.errors import ConfigurationError
 from llamaxing.logs import log
+from llamaxing.outbox import OutboxFailed
+from llamaxing.recording import Recording
 
 
 def main() -> int:
@@ -42,7 +45,47 @@ def _arguments() -> argparse.ArgumentParser:
         "file", nargs="?", choices=["models", "identities"], help="of one of them alone"
     )
     schema.set_defaults(run=_schema)
+    _outbox_arguments(commands.add_parser("outbox", help="what waits to be recorded"))
     return parser
+
+
+def _outbox_arguments(outbox: argparse.ArgumentParser) -> None:
+    commands = outbox.add_subparsers(required=True)
+    status = commands.add_parser("status", help="how much waits, and how much is poison")
+    status.set_defaults(run=lambda _: _upkeep(upkeep.status))
+    replay = commands.add_parser("replay", help="have poison delivered again")
+    replay.add_argument("--sink", help="of one of them alone")
+    replay.add_argument("--log", help="a log; instead, take in what is only there (- is stdin)")
+    replay.set_defaults(run=_replay)
+    purge = commands.add_parser("purge", help="drop for good what waits, or what is poison")
+    purge.add_argument("what", choices=["waiting", "poison"])
+    purge.add_argument("--sink", help="of one of them alone")
+    purge.set_defaults(
+        run=lambda wanted: _upkeep(
+            lambda it: upkeep.purge(it, wanted.sink, poison=wanted.what == "poison")
+        )
+    )
+
+
+def _replay(wanted: argparse.Namespace) -> int:
+    if wanted.log is None:
+        return _upkeep(lambda it: upkeep.replay(it, wanted.sink))
+    with sys.stdin if wanted.log == "-" else Path(wanted.log).open(encoding="utf-8") as lines:
+        return _upkeep(lambda it: upkeep.replay_log(it, lines))
+
+
+def _upkeep(does: Callable[[Recording], AsyncIterator[str]]) -> int:
+    async def run() -> None:
+        async with Build(settings.environment(os.environ, Path.cwd())).recording() as found:
+            async for line in does(found):
+                print(line)
+
+    try:
+        asyncio.run(run())
+    except OutboxFailed as error:
+        sys.stderr.write(f"outbox: {error}\n")
+        return 1
+    return 0
 
 
 async def _check(probe: bool) -> int:

@@ -4,7 +4,8 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ from llamaxing.ids import Ids
 from llamaxing.logs import LEVELS, log
 from llamaxing.outbox import OutboxFailed
 from llamaxing.recorder import Recorder
-from llamaxing.recording import recording
+from llamaxing.recording import Recording, recording
 from llamaxing.reference import Reference
 from llamaxing.relay import Streams
 from llamaxing.selection import Pauses, Selector
@@ -106,10 +107,22 @@ class Build:
             await transport.aclose()
             raise
 
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[Recording]:
+        """What it records with, alone; nothing is delivered yet. Raises `ConfigurationError`."""
+        chosen = self._read(Settings)
+        if chosen is None:
+            raise ConfigurationError.all(self._errors)
+        async with AiohttpTransport(chosen.upstream_connections) as transport:
+            found = recording(chosen, self._surroundings(transport), self._hosting.on_azure)
+            try:
+                yield found
+            finally:
+                for outbox in found.outboxes:
+                    await outbox.aclose(0)
+
     async def _all(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
-        # No proxy is asked for, as with upstreams; what serves them serves this too.
-        web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
-        surroundings = plugins.Surroundings(self._environ, web, self._time)
+        surroundings = self._surroundings(transport)
         self._check(chosen)
         live = self._live(chosen, surroundings)
         authenticator = self._authenticator(chosen)
@@ -143,6 +156,11 @@ class Build:
             Reference(chosen.app_name) if chosen.app_page else None,
         )
         return Built(gateway, live, forward, chosen)
+
+    def _surroundings(self, transport: httpx.AsyncBaseTransport) -> plugins.Surroundings:
+        # No proxy is asked for, as with upstreams; what serves them serves this too.
+        web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
+        return plugins.Surroundings(self._environ, web, self._time)
 
     def _read(self, schema: type[T]) -> T | None:
         found, faults = settings.read(schema, self._environ)

@@ -11,7 +11,7 @@ PACKAGE = Path(llamaxing.__file__).parent
 # From the top to the bottom: a module imports what stands below it, or beside it in a folder.
 LAYERS = [
     ["__main__", "functions", "shim"],
-    ["check"],
+    ["check", "upkeep"],
     ["build"],
     ["asgi", "safety", "recording"],
     ["settings"],

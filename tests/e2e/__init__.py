@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,6 +65,24 @@ async def start_shim(
         env={**_without_settings(os.environ), **_OURS, **settings},
         stderr=stderr,
     )
+
+
+async def command(
+    folder: Path, environ: Mapping[str, str], *arguments: str, stdin: str = ""
+) -> tuple[int, str, str]:
+    """`python -m llamaxing …`: its exit code, standard output and standard error."""
+    kept = {name: os.environ[name] for name in os.environ if name.startswith("COV")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llamaxing", *arguments),
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **kept, **environ},
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    out, err = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
 
 
 @asynccontextmanager
