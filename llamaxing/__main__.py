@@ -1,4 +1,4 @@
-"""The command line: `python -m llamaxing serve`, `check`, `schema`, `keys` and `simulate`."""
+"""The command line: `python -m llamaxing`, and what to do."""
 
 import argparse
 import asyncio
@@ -8,16 +8,19 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from getpass import getpass
 from pathlib import Path
 from typing import Any
 
-from llamaxing import settings
+from llamaxing import settings, upkeep
 from llamaxing.build import Build, schemas
 from llamaxing.errors import ConfigurationError
 from llamaxing.identity import sha256
 from llamaxing.logs import log
+from llamaxing.outbox import OutboxFailed
+from llamaxing.recording import Recording
 from llamaxing.simulate import command as simulate
 
 
@@ -38,9 +41,6 @@ def _arguments() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     serve.add_argument("--port", type=int, default=8000, help="the port to listen on")
     serve.add_argument("--workers", type=int, default=1, help="how many processes")
-    serve.add_argument(
-        "--grace", type=int, default=30, help="seconds that open calls get at the end"
-    )
     serve.set_defaults(run=_serve)
     check = commands.add_parser("check", help="say what would be served, or what is wrong")
     check.add_argument("--probe", action="store_true", help="call each instance once, cheaply")
@@ -55,7 +55,47 @@ def _arguments() -> argparse.ArgumentParser:
     keys.add_argument("--id", default="someone", help="the identity whose it is to be")
     keys.set_defaults(run=_keys)
     simulate.add(commands)
+    _outbox_arguments(commands.add_parser("outbox", help="what waits to be recorded"))
     return parser
+
+
+def _outbox_arguments(outbox: argparse.ArgumentParser) -> None:
+    commands = outbox.add_subparsers(required=True)
+    status = commands.add_parser("status", help="how much waits, and how much is poison")
+    status.set_defaults(run=lambda _: _upkeep(upkeep.status))
+    replay = commands.add_parser("replay", help="have poison delivered again")
+    replay.add_argument("--sink", help="of one of them alone")
+    replay.add_argument("--log", help="a log; instead, take in what is only there (- is stdin)")
+    replay.set_defaults(run=_replay)
+    purge = commands.add_parser("purge", help="drop for good what waits, or what is poison")
+    purge.add_argument("what", choices=["waiting", "poison"])
+    purge.add_argument("--sink", help="of one of them alone")
+    purge.set_defaults(
+        run=lambda wanted: _upkeep(
+            lambda it: upkeep.purge(it, wanted.sink, poison=wanted.what == "poison")
+        )
+    )
+
+
+def _replay(wanted: argparse.Namespace) -> int:
+    if wanted.log is None:
+        return _upkeep(lambda it: upkeep.replay(it, wanted.sink))
+    with sys.stdin if wanted.log == "-" else Path(wanted.log).open(encoding="utf-8") as lines:
+        return _upkeep(lambda it: upkeep.replay_log(it, lines))
+
+
+def _upkeep(does: Callable[[Recording], AsyncIterator[str]]) -> int:
+    async def run() -> None:
+        async with Build(settings.environment(os.environ, Path.cwd())).recording() as found:
+            async for line in does(found):
+                print(line)
+
+    try:
+        asyncio.run(run())
+    except OutboxFailed as error:
+        sys.stderr.write(f"outbox: {error}\n")
+        return 1
+    return 0
 
 
 async def _check(probe: bool) -> int:
@@ -124,12 +164,13 @@ def _serve(wanted: argparse.Namespace) -> int:
     # it; that the gateway was told to end is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.run(
-        "llamaxing.build:application",
+        "llamaxing.shim:application",
         factory=True,
         host=wanted.host,
         port=wanted.port,
         workers=wanted.workers,
-        timeout_graceful_shutdown=wanted.grace,
+        # When the signal reaches it, the calls have had theirs (shim.py).
+        timeout_graceful_shutdown=5,
         access_log=False,
         # Nothing here asks for a caller's address.
         proxy_headers=False,

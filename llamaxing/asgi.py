@@ -3,9 +3,16 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
-from llamaxing.errors import CallerGone, ConfigurationError, InternalError, NotConfigured
+from llamaxing.errors import (
+    CallerGone,
+    ConfigurationError,
+    InternalError,
+    NotConfigured,
+    ShuttingDown,
+)
 from llamaxing.gateway import Gateway, identified, refusal
 from llamaxing.headers import request_id
 from llamaxing.http import Body, BodyLimits, Request, Response
@@ -19,6 +26,19 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Seconds before a configuration that could not be used is read again.
 _TRY_AGAIN_AFTER = 5.0
+# Seconds that calls which have been cut off may take to be recorded.
+_CUT_OFF = 10.0
+# Seconds in which waiting records are delivered at the end, however long calls have taken.
+_DRAIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A gateway, and what its server has to know. `grace`: seconds for open calls at the end."""
+
+    gateway: Gateway
+    limits: BodyLimits
+    grace: float
 
 
 class Application:
@@ -27,19 +47,39 @@ class Application:
     Nothing is raised to the server: it would answer in a shape of its own, or not at all.
     """
 
-    def __init__(self, open_gateway: Callable[[], Awaitable[tuple[Gateway, BodyLimits]]]) -> None:
+    def __init__(self, open_gateway: Callable[[], Awaitable[Opened]]) -> None:
         """`open_gateway` is awaited once; it may raise `ConfigurationError`."""
         self._open = open_gateway
-        self._opened: tuple[Gateway, BodyLimits] | None = None
+        self._opened: Opened | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._ends_at: float | None = None
         self._fault: ConfigurationError | None = None
         self._fault_until = 0.0
         self._lock = asyncio.Lock()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._call(scope, receive, send)
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101
+            self._calls.add(task)
+            try:
+                await self._call(scope, receive, send)
+            finally:
+                self._calls.discard(task)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
+
+    async def end(self) -> None:
+        """From here on new calls are refused; returns when the open ones have ended, or with the
+        grace period, which cuts them off."""
+        grace = self._opened.grace if self._opened else 0.0
+        self._ends_at = asyncio.get_running_loop().time() + grace
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=grace)
+        if self._opened and self._calls:
+            self._opened.gateway.cut_off()
+        for call in self._calls:
+            call.cancel()
 
     async def _call(self, scope: Message, receive: Receive, send: Send) -> None:
         caller = _Caller(receive)
@@ -74,18 +114,20 @@ class Application:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         path = scope["path"].rstrip("/") or "/"
         try:
-            gateway, limits = await self._gateway()
+            opened = await self._gateway()
         except ConfigurationError as error:
             # The process lives: to restart it would mend nothing.
             answer = ok() if path == "/health/live" else refusal(NotConfigured(error.settings))
             return identified(answer, request_id(headers, uuid.uuid4().hex))
+        if self._ends_at is not None and path != "/health/live":
+            return identified(refusal(ShuttingDown()), request_id(headers, uuid.uuid4().hex))
         length = headers.get("content-length", "")
         announced = int(length) if length.isdecimal() else 0
-        body = Body(caller.body(), limits, announced=announced)
+        body = Body(caller.body(), opened.limits, announced=announced)
         query = scope.get("query_string", b"").decode("latin-1")
-        return await gateway.handle(Request(scope["method"], path, headers, body, query))
+        return await opened.gateway.handle(Request(scope["method"], path, headers, body, query))
 
-    async def _gateway(self) -> tuple[Gateway, BodyLimits]:
+    async def _gateway(self) -> Opened:
         if self._opened is not None:
             return self._opened
         if self._fault is not None and self._lock.locked():
@@ -115,9 +157,18 @@ class Application:
                 return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        if self._opened is not None:
-            await self._opened[0].aclose()
+        await self._close()
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _close(self) -> None:
+        if self._opened is None:
+            return
+        if self._calls:
+            # Those that were cut off: their records are still to be kept.
+            await asyncio.wait(self._calls, timeout=_CUT_OFF)
+        now = asyncio.get_running_loop().time()
+        left = self._opened.grace if self._ends_at is None else self._ends_at - now
+        await self._opened.gateway.aclose(max(_DRAIN, left))
 
 
 class _Caller:

@@ -4,7 +4,8 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,10 @@ import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from llamaxing import plugins, safety, settings
-from llamaxing.asgi import Application
+from llamaxing.asgi import Application, Opened
 from llamaxing.auth import Authenticator
 from llamaxing.catalog import Catalog, Model, model_schema, read_models
+from llamaxing.clock import Clock
 from llamaxing.configuration import Live, Watch
 from llamaxing.copies import Copies, default_folder
 from llamaxing.cors import Cors
@@ -30,12 +32,13 @@ from llamaxing.http import BodyLimits
 from llamaxing.identity import Identities, Identity, read_identities
 from llamaxing.ids import Ids
 from llamaxing.logs import LEVELS, log
+from llamaxing.outbox import OutboxFailed
 from llamaxing.recorder import Recorder
+from llamaxing.recording import Recording, recording
 from llamaxing.reference import Reference
 from llamaxing.relay import Streams
 from llamaxing.selection import Pauses, Selector
 from llamaxing.settings import Settings
-from llamaxing.sinks import Sink
 from llamaxing.upstream import AiohttpTransport, Timeouts
 
 T = TypeVar("T", bound=BaseModel)
@@ -47,10 +50,12 @@ def application(
 ) -> Application:
     """The ASGI application. Nothing is read until its first request, or its lifespan."""
 
-    async def open_gateway() -> tuple[Gateway, BodyLimits]:
+    async def open_gateway() -> Opened:
         given = os.environ if environ is None else environ
         built = await Build(settings.environment(given, Path.cwd()), clock).all()
-        return built.gateway, BodyLimits(built.settings.app_request_body_limit)
+        built.gateway.start()
+        limits = BodyLimits(built.settings.app_request_body_limit)
+        return Opened(built.gateway, limits, built.settings.app_grace_period)
 
     return Application(open_gateway)
 
@@ -77,11 +82,16 @@ class Build:
     """One gateway out of one environment; faults gather until all of it has been looked at."""
 
     def __init__(
-        self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic
+        self,
+        environ: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+        time_of_day: Clock | None = None,
     ) -> None:
-        """`clock`: seconds, by which the configuration is looked at again and cooldowns end."""
+        """`clock`: seconds, by which the configuration is looked at again and cooldowns end.
+        `time_of_day`: by which records wait."""
         self._environ = environ
         self._clock = clock
+        self._time = time_of_day or Clock()
         self._errors: list[ConfigurationError] = []
         self._methods: dict[str, Authenticator] = {}
         self._hosting = Hosting(environ, Path.cwd())
@@ -100,29 +110,42 @@ class Build:
             await transport.aclose()
             raise
 
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[Recording]:
+        """What it records with, alone; nothing is delivered yet. Raises `ConfigurationError`."""
+        chosen = self._read(Settings)
+        if chosen is None:
+            raise ConfigurationError.all(self._errors)
+        async with AiohttpTransport(chosen.upstream_connections) as transport:
+            found = recording(chosen, self._surroundings(transport), self._hosting.on_azure)
+            try:
+                yield found
+            finally:
+                for outbox in found.outboxes:
+                    await outbox.aclose(0)
+
     async def _all(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
-        # No proxy is asked for, as with upstreams; what serves them serves this too.
-        web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
-        surroundings = plugins.Surroundings(self._environ, web)
+        surroundings = self._surroundings(transport)
         self._check(chosen)
         self._methods = self._authenticators(chosen, surroundings)
         live = self._live(chosen, surroundings)
         # Their keys may have been changed since: a sink asks for those that serve now.
         now = (lambda: live.current.identities) if live else Identities
-        sinks = self._sinks(chosen, replace(surroundings, identities=now))
+        recorder = self._recorder(chosen, replace(surroundings, identities=now))
         try:
             if live:
                 await live.start()
         except ConfigurationError as error:
             self._errors.append(error)
-        if self._errors or live is None:
+        if self._errors or live is None or recorder is None:
             raise ConfigurationError.all(self._errors)
+        await self._open(recorder)
         forward = self._forwarder(chosen, transport, chosen.app_requests_timeout)
         gateway = Gateway(
             live,
             list(self._methods.values()),
             forward,
-            Recorder(sinks, copy_up_to=chosen.logging_copy_limit),
+            recorder,
             Options(
                 chosen.app_name,
                 self._streams(chosen),
@@ -139,22 +162,22 @@ class Build:
     async def _sidecar(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
         from llamaxing.sidecar import Sidecar
 
-        web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
-        surroundings = plugins.Surroundings(self._environ, web)
+        surroundings = self._surroundings(transport)
         own = self._read(settings.SidecarSettings)
         # Inwards nobody shows anything.
         open_to_all = chosen.model_copy(update={"auth_method": "none"})
         self._check(open_to_all)
         methods = self._authenticators(open_to_all, surroundings)
-        sinks = self._sinks(chosen, surroundings)
-        if self._errors or own is None:
+        recorder = self._recorder(chosen, surroundings)
+        if self._errors or own is None or recorder is None:
             raise ConfigurationError.all(self._errors)
+        await self._open(recorder)
         forward = self._forwarder(chosen, transport, own.sidecar_app_requests_timeout)
         sidecar = Sidecar(
             plugins.load("providers", "llamaxing").model_validate(own.instance()),
             list(methods.values()),
             forward,
-            Recorder(sinks, copy_up_to=chosen.logging_copy_limit),
+            recorder,
             Options(own.sidecar_app_name, self._streams(chosen)),
         )
         return Built(sidecar, sidecar.live, forward, chosen)
@@ -169,6 +192,11 @@ class Build:
             chosen.upstream_attempts,
             Tokens(self._environ),
         )
+
+    def _surroundings(self, transport: httpx.AsyncBaseTransport) -> plugins.Surroundings:
+        # No proxy is asked for, as with upstreams; what serves them serves this too.
+        web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
+        return plugins.Surroundings(self._environ, web, clock=self._time)
 
     def _read(self, schema: type[T]) -> T | None:
         found, faults = settings.read(schema, self._environ)
@@ -261,22 +289,20 @@ class Build:
         for method in self._methods.values():
             yield from method.faults(identity)
 
-    def _sinks(self, chosen: Settings, surroundings: plugins.Surroundings) -> dict[str, Sink]:
-        """By their names; one that both settings name is one."""
-        sinks: dict[str, Sink] = {}
-        for setting in ("logging_client", "observability_client"):
-            name = getattr(chosen, setting)
-            if name == "none" or name in sinks:
-                continue
-            plugin = plugins.load("sinks", name)
-            options = self._read(plugin.Options)
-            if options is None:
-                continue
-            try:
-                sinks[name] = plugin(options, surroundings)
-            except ValueError as error:
-                self._fault(setting, str(error))
-        return sinks
+    def _recorder(self, chosen: Settings, surroundings: plugins.Surroundings) -> Recorder | None:
+        try:
+            found = recording(chosen, surroundings, self._hosting.on_azure)
+        except ConfigurationError as error:
+            self._errors.append(error)
+            return None
+        return found.recorder(chosen)
+
+    async def _open(self, recorder: Recorder) -> None:
+        try:
+            await recorder.open()
+        except OutboxFailed as error:
+            await recorder.aclose(0)
+            raise ConfigurationError([f"outbox: {error}"], ["outbox"]) from error
 
     def _timeouts(self, chosen: Settings, total: float) -> Timeouts:
         return Timeouts(

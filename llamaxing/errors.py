@@ -12,8 +12,7 @@ GatewayError
 ├── AllInstancesThrottled (429)
 ├── InternalError (500)
 ├── UpstreamFailed (502)      UpstreamUnreachable · UpstreamBadResponse · UpstreamAuth
-├── NotConfigured (503)
-├── JwksUnavailable (503)
+├── Unavailable (503)         NotConfigured · NotRecorded · ShuttingDown · JwksUnavailable
 ├── UpstreamTimeout (504)
 └── StreamBroken · StreamTooOld (200: behind the first byte)
 
@@ -233,10 +232,13 @@ class UpstreamAuth(UpstreamFailed):
         )
 
 
-class NotConfigured(GatewayError):
+class Unavailable(GatewayError):
     status = 503
-    code = "config_error"
     headers: Mapping[str, str] = {"retry-after": "5"}
+
+
+class NotConfigured(Unavailable):
+    code = "config_error"
 
     def __init__(self, settings: Sequence[str]) -> None:
         super().__init__(
@@ -245,7 +247,7 @@ class NotConfigured(GatewayError):
         )
 
 
-class JwksUnavailable(GatewayError):
+class JwksUnavailable(Unavailable):
     """No keys of a token's issuer can be had."""
 
     status = 503
@@ -254,6 +256,21 @@ class JwksUnavailable(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("Tokens cannot be verified just now: their issuer's keys are not there.")
+
+
+class NotRecorded(Unavailable):
+    code: str = "audit_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("Calls are recorded here, and the record of this one could not be kept.")
+
+
+class ShuttingDown(Unavailable):
+    code: str = "shutting_down"
+    headers: Mapping[str, str] = {"retry-after": "1", "connection": "close"}
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is ending; send the request again.")
 
 
 class UpstreamTimeout(GatewayError):

@@ -60,7 +60,8 @@ class Exchange:
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
     answered by. `form`: gives the fields of a request that is a form. `caller`: whose it is, the
     identity or somebody who shares it; `credential`: what they showed, by its name. `redacted`: its
-    texts are not recorded.
+    texts are not recorded. `intent`: what the outbox gave for the record of a call that has yet to
+    be answered; `recorded`: the one of its end is kept.
     """
 
     endpoint: Endpoint
@@ -87,6 +88,8 @@ class Exchange:
     finished: float | None = None
     complete: bool = False
     error: str | None = None
+    intent: Any = None
+    recorded: bool = False
 
     @property
     def instance(self) -> str | None:

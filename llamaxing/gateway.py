@@ -12,11 +12,18 @@ from urllib.parse import quote
 
 from llamaxing import asked, endpoints, headers
 from llamaxing.answer import Answer
+from llamaxing.audit import recorded
 from llamaxing.auth import Authenticator, Caller
 from llamaxing.configuration import Configuration, Live
 from llamaxing.cors import Cors
 from llamaxing.endpoints import Match
-from llamaxing.errors import CallerGone, GatewayError, InternalError, Unauthenticated
+from llamaxing.errors import (
+    CallerGone,
+    GatewayError,
+    InternalError,
+    ShuttingDown,
+    Unauthenticated,
+)
 from llamaxing.exchange import Exchange, Kept
 from llamaxing.forward import Call, Forwarder
 from llamaxing.http import Headers, Request, Response
@@ -69,7 +76,15 @@ class Gateway:
         self._forward = forward
         self._recorder = recorder
         self._options = options or Options()
-        self._pages = Pages(self._options.app_name, live, self._identify, forward.states, reference)
+        self._cut_off = False
+        self._pages = Pages(
+            self._options.app_name,
+            live,
+            self._identify,
+            forward.states,
+            reference,
+            recorder.status,
+        )
 
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
@@ -89,10 +104,19 @@ class Gateway:
         response.headers.extend(self._options.cors.headers(request))
         return identified(response, request_id)
 
-    async def aclose(self) -> None:
+    def start(self) -> None:
+        """Begins to deliver the records that an earlier process has left."""
+        self._recorder.start()
+
+    def cut_off(self) -> None:
+        """Who is cancelled from here on has not hung up."""
+        self._cut_off = True
+
+    async def aclose(self, within: float = 5) -> None:
+        """`within`: seconds to deliver the records that wait."""
         await self.live.aclose()
+        await self._recorder.aclose(within)
         await self._forward.aclose()
-        await self._recorder.aclose()
 
     async def _respond(self, request: Request, id: str, request_id: str) -> Response:
         if self._options.cors.is_preflight(request):
@@ -120,7 +144,7 @@ class Gateway:
         except BaseException as error:
             gone = isinstance(error, asyncio.CancelledError | CallerGone)
             exchange.status = _CLIENT_CLOSED_REQUEST if gone else InternalError.status
-            exchange.error = "caller_hung_up" if gone else InternalError.code
+            exchange.error = self._why_gone() if gone else InternalError.code
             await self._finish(exchange)
             raise
 
@@ -160,6 +184,7 @@ class Gateway:
         return call, owner
 
     async def _answer(self, call: Call, owner: Owner, exchange: Exchange) -> Answer:
+        await self._recorder.intend(exchange)
         answer = await self._forward(call, exchange)
         try:
             await owner.sign(answer, call, exchange.instance or "")
@@ -183,14 +208,18 @@ class Gateway:
         exchange.status = answer.status
         exchange.content_type = answer.media_type
         exchange.content_encoding = answer.header(b"content-encoding")
-        body = relay(answer, exchange, self._options.streams.longest)
+        body = recorded(
+            relay(answer, exchange, self._options.streams.longest), exchange, self._recorder
+        )
         head = [*_head(answer), *self._tried(exchange)]
         return Response(answer.status, head, body, partial(self._close, exchange, body, answer))
 
     def _committed(self, exchange: Exchange, answering: "asyncio.Task[Answer]") -> Response:
         exchange.status = 200
         exchange.content_type = "text/event-stream"
-        body = committed(answering, exchange, self._options.streams)
+        body = recorded(
+            committed(answering, exchange, self._options.streams), exchange, self._recorder
+        )
         head = [*EVENT_STREAM, _UNCOLLECTED]
         return Response(200, head, body, partial(self._close, exchange, body, None))
 
@@ -207,6 +236,7 @@ class Gateway:
         exchange.complete = True
         response = refusal(error)
         response.headers.extend(self._tried(exchange))
+        response.body = recorded(response.body, exchange, self._recorder)
         response.aclose = partial(self._finish, exchange)
         return response
 
@@ -222,8 +252,11 @@ class Gateway:
     async def _finish(self, exchange: Exchange) -> None:
         exchange.finished = time.time()
         if not exchange.complete and exchange.error is None:
-            exchange.error = "caller_hung_up"
+            exchange.error = self._why_gone()
         await self._recorder.record(exchange)
+
+    def _why_gone(self) -> str:
+        return ShuttingDown.code if self._cut_off else "caller_hung_up"
 
 
 def refusal(error: GatewayError) -> Response:

@@ -1,6 +1,7 @@
 """The one log, and what each `debug_level` adds to it."""
 
 import logging
+import time
 
 log = logging.getLogger("llamaxing")
 
@@ -10,3 +11,22 @@ TEXTS = logging.DEBUG
 CHUNKS = logging.DEBUG - 1
 SENSITIVE = logging.DEBUG - 2
 LEVELS = (logging.INFO, TEXTS, CHUNKS, SENSITIVE)
+
+_QUIET = 60.0
+
+
+class Seldom:
+    """Errors that would come with each call: one of a kind a minute."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def error(self, line: str, *arguments: object) -> None:
+        now = time.monotonic()
+        if now >= self._until.get(line, 0.0):
+            self._until[line] = now + _QUIET
+            log.error(line, *arguments)
+
+    def over(self) -> None:
+        """What comes next is new."""
+        self._until.clear()

@@ -16,7 +16,7 @@ from llamaxing.reference import Reference
 
 class Pages:
     """`reference` is None where the page for people is switched off; `states` tells how the
-    instances of a model are.
+    instances of a model are, `waiting` what the outbox holds.
     """
 
     def __init__(
@@ -26,12 +26,14 @@ class Pages:
         identify: Callable[[Request, Identities], Awaitable[Caller]],
         states: Callable[[Model], Sequence[Mapping[str, Any]]],
         reference: Reference | None,
+        waiting: Callable[[], Awaitable[Mapping[str, Any]]],
     ) -> None:
         self._app_name = app_name
         self._live = live
         self._identify = identify
         self._states = states
         self._reference = reference
+        self._waiting = waiting
 
     async def answer(self, request: Request, serving: Configuration) -> Response:
         """Raises `UnknownURL`, `MethodNotAllowed`, and what `identify` does where it is asked."""
@@ -64,7 +66,8 @@ class Pages:
             await self._identify(request, serving.identities)
         except (Unauthenticated, Forbidden):
             return ok()
-        return _json(200, {"status": "ok", "configuration": self._live.detail()})
+        detail = {"configuration": self._live.detail(), "outbox": await self._waiting()}
+        return _json(200, {"status": "ok", **detail})
 
     def _instances(self, serving: Configuration, identity: Identity) -> list[dict[str, Any]]:
         """Of the models that they may use; as this process knows them."""

@@ -7,15 +7,16 @@ the settings that it has of its own.
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from llamaxing.clock import Clock
 from llamaxing.identity import Identities
 
-KINDS = ("providers", "auth", "sources", "sinks")
+KINDS = ("providers", "auth", "sources", "sinks", "outbox")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Surroundings:
     environ: Mapping[str, str]
     web: httpx.AsyncClient
     identities: Callable[[], Identities] = Identities
+    clock: Clock = field(default_factory=Clock)
 
 
 def names(kind: str) -> list[str]:

@@ -1,59 +1,161 @@
-"""From a finished exchange to its log line, and to every sink."""
+"""From a finished exchange to its log line, and to the outbox."""
 
 import asyncio
-from collections.abc import Mapping
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from llamaxing.errors import SHOWN
+import msgspec
+
+from llamaxing.errors import SHOWN, NotRecorded
 from llamaxing.exchange import Exchange
-from llamaxing.logs import TEXTS, log
-from llamaxing.sinks import Record, Sink
+from llamaxing.logs import TEXTS, Seldom, log
+from llamaxing.outbox import Outbox, OutboxFailed, Undelivered
 
 # Bytes of a reply that are made into a record before other calls have waited noticeably.
 _MERGED_ON_THE_LOOP = 64 * 1024
+# Seconds that a call waits for its record to be kept.
+_KEPT_WITHIN = 5.0
+# How an exchange has ended whose process ended before it.
+_LOST = {"complete": False, "error": "worker_lost"}
+_IN_THE_LOG = re.compile(r"record for ([\w,]+): (\{.*\})\s*$")
+
+_encoder = msgspec.json.Encoder()
 
 
 class Recorder:
-    """Hands each exchange to the sinks inside the invocation, for `timeout` seconds at most.
-
-    A sink that fails or hangs is logged, and neither the caller nor another sink is told.
-    """
+    """Has each exchange kept inside the invocation, and tells a caller nothing of what fails there;
+    but where an audit asks for every record, nobody is given a reply that is not recorded."""
 
     def __init__(
-        self, sinks: Mapping[str, Sink] | None = None, *, copy_up_to: int, timeout: float = 5
+        self,
+        outboxes: Sequence[Outbox] = (),
+        *,
+        copy_up_to: int,
+        audit_age: float | None = None,
     ) -> None:
-        """`sinks` by their names. `copy_up_to`: bytes of a request or of a reply that a record
-        holds at the most."""
-        self._sinks = sinks or {}
-        self._timeout = timeout
+        """`outboxes`: each is tried when the one before it fails. `copy_up_to`: bytes of a request
+        or of a reply that a record holds at the most. `audit_age`: seconds after which a call whose
+        end was not recorded counts as lost; None without an audit."""
+        self._outboxes = outboxes
+        self._audit_age = audit_age
+        self._log = Seldom()
         # A copy that nobody reads is not made.
-        self.copy_up_to = copy_up_to if self._sinks or log.isEnabledFor(TEXTS) else 0
+        self.copy_up_to = copy_up_to if outboxes or log.isEnabledFor(TEXTS) else 0
+
+    @property
+    def audits(self) -> bool:
+        return self._audit_age is not None
+
+    async def open(self) -> None:
+        """Raises `OutboxFailed` where the outbox cannot be used."""
+        for outbox in self._outboxes:
+            await outbox.open()
+
+    def start(self) -> None:
+        """Begins to deliver."""
+        for outbox in self._outboxes:
+            outbox.start()
+
+    async def intend(self, exchange: Exchange) -> None:
+        """Before anything is spent on it; raises `NotRecorded`. Nothing without an audit."""
+        if self._audit_age is None or not self._keeps(exchange):
+            return
+        body = _encoder.encode(exchange.record() | _LOST)
+        try:
+            async with asyncio.timeout(_KEPT_WITHIN):
+                exchange.intent = await self._outboxes[0].intend(exchange.id, body, self._audit_age)
+        except (OutboxFailed, TimeoutError) as error:
+            self._log.error("the outbox fails, and no call is let through: %s", error)
+            raise NotRecorded from error
+
+    async def complete(self, exchange: Exchange) -> None:
+        """Before the caller has the end of the reply; raises `NotRecorded`."""
+        if exchange.recorded:
+            return
+        exchange.complete = True
+        exchange.finished = time.time()
+        try:
+            await self._keep(exchange)
+        except Exception as error:
+            exchange.complete = False
+            self._log.error("a reply is not let through, since its record is not kept: %r", error)
+            raise NotRecorded from error
+        exchange.recorded = True
 
     async def record(self, exchange: Exchange) -> None:
+        """When it is over."""
         _log_line(exchange)
         if log.isEnabledFor(TEXTS):
             _log_texts(exchange)
-        if not self._sinks or (exchange.identity and exchange.identity.record == "none"):
+        if exchange.recorded:
             return
-        record = (
-            exchange.record()
-            if exchange.reply.size < _MERGED_ON_THE_LOOP
-            else await asyncio.to_thread(exchange.record)
-        )
-        await asyncio.gather(*(self._deliver(name, record) for name in self._sinks))
-
-    async def aclose(self) -> None:
-        for sink in self._sinks.values():
-            await sink.aclose()
-
-    async def _deliver(self, name: str, record: Record) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
-                refused = await self._sinks[name].deliver([record])
+            await self._keep(exchange)
+        except Undelivered as error:
+            _log_record(error.sinks, await _encoded(exchange))
         except Exception:
-            log.exception("record %s did not reach %s", record["id"], name)
-        else:
-            for id, why in refused.items():
-                log.error("record %s did not reach %s: %s", id, name, why)
+            log.exception("exchange %s is not recorded", exchange.id)
+
+    async def status(self) -> Mapping[str, Any]:
+        """What waits, by sink, for whoever runs the gateway."""
+        if not self._outboxes:
+            return {}
+        try:
+            async with asyncio.timeout(_KEPT_WITHIN):
+                found = await self._outboxes[0].status()
+        except (OutboxFailed, TimeoutError) as error:
+            return {"error": str(error) or "no answer"}
+        return {sink: asdict(waiting) for sink, waiting in found.items()}
+
+    async def aclose(self, within: float) -> None:
+        """`within`: seconds to deliver what waits."""
+        for outbox in self._outboxes:
+            await outbox.aclose(within)
+
+    def _keeps(self, exchange: Exchange) -> bool:
+        unwanted = exchange.identity is not None and exchange.identity.record == "none"
+        return bool(self._outboxes) and not unwanted
+
+    async def _keep(self, exchange: Exchange) -> None:
+        """Raises `Undelivered` where the sinks have been tried, too."""
+        if not self._keeps(exchange):
+            return
+        if exchange.intent is not None and time.time() - exchange.started > (self._audit_age or 0):
+            # No later record changes what has been delivered.
+            raise OutboxFailed("it is older than audit_max_age, and counts as lost")
+        body = await _encoded(exchange)
+        for outbox in self._outboxes:
+            try:
+                async with asyncio.timeout(_KEPT_WITHIN):
+                    await outbox.put(exchange.id, body, exchange.intent)
+                return
+            except (OutboxFailed, TimeoutError) as error:
+                if outbox is self._outboxes[-1]:
+                    raise
+                self._log.error("the outbox fails, and sinks are tried directly: %r", error)
+
+
+def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+    """The records that were left in these lines of a log as a last resort, and the sinks that do
+    not have them."""
+    for line in lines:
+        if found := _IN_THE_LOG.search(line):
+            yield found[1].split(","), json.loads(found[2])
+
+
+async def _encoded(exchange: Exchange) -> bytes:
+    if exchange.reply.size < _MERGED_ON_THE_LOOP:
+        return _encoder.encode(exchange.record())
+    return await asyncio.to_thread(lambda: msgspec.json.encode(exchange.record()))
+
+
+def _log_record(sinks: Sequence[str], body: bytes) -> None:
+    """The last resort: in one line, and in ASCII, so that nothing in it ends the line."""
+    log.error("record for %s: %s", ",".join(sinks), json.dumps(json.loads(body)))
 
 
 def _log_line(exchange: Exchange) -> None:

@@ -69,7 +69,7 @@ async def relay(
                 whole = framer.feed(chunk) if framer else []
                 if passed := passing.feed(chunk, whole) if passing else chunk:
                     yield passed
-                if any(_ends_stream(event, last) for event in whole):
+                if any(ends_stream(event, last) for event in whole):
                     exchange.complete = True
             elif framer and not framer.within_event:
                 yield KEEP_ALIVE
@@ -173,7 +173,8 @@ class _Typed(msgspec.Struct):
 _typed = msgspec.json.Decoder(_Typed)
 
 
-def _ends_stream(event: bytes, last: frozenset[bytes]) -> bool:
+def ends_stream(event: bytes, last: frozenset[bytes]) -> bool:
+    """Whether it is `[DONE]`, or of one of the types that end a stream of its endpoint."""
     if sse.DONE in event:
         return sse.data(event) == sse.DONE
     if not any(name in event for name in last):

@@ -105,6 +105,12 @@ class Settings(BaseModel, frozen=True):
     app_request_body_limit: int = Field(
         default=64 * 1024 * 1024, gt=0, description="Bytes of the largest request body."
     )
+    app_grace_period: float = Field(
+        default=30,
+        ge=0,
+        description="Seconds at the end, under uvicorn, in which open calls finish and records are "
+        "delivered; new calls get 503.",
+    )
     app_page: bool = Field(
         default=True, description="Whether `/` shows the API reference, with a chat to try."
     )
@@ -253,6 +259,37 @@ class Settings(BaseModel, frozen=True):
     observability_client: str = Field(
         default="none", description="Where a trace of each call goes: `none`, `langfuse`."
     )
+    outbox: str | None = Field(
+        default=None,
+        description="Where records wait until each sink has them: `sqlite`, `azure_queue`, or "
+        "`none`, which has a call wait for its sinks. By default `azure_queue` on Azure, `sqlite` "
+        "elsewhere.",
+    )
+    delivery_timeout: float = Field(
+        default=30, gt=0, description="Seconds that a sink may take for a batch of records."
+    )
+    delivery_pause_limit: float = Field(
+        default=60,
+        gt=0,
+        description="Seconds of the longest pause before a sink that fails is tried again; the "
+        "first is 1, and each is twice the one before it, spread by chance.",
+    )
+    audit_required: bool = Field(
+        default=False,
+        description="Whether calls are let through only while records can be kept, and the end of "
+        "a reply only when its record is.",
+    )
+    audit_max_age: float = Field(
+        default=4000,
+        gt=0,
+        description="With `audit_required`: seconds after which a call whose end was not recorded "
+        "is delivered as `worker_lost`. More than a call can last.",
+    )
+
+    @field_validator("outbox")
+    @classmethod
+    def _outbox(cls, value: str | None) -> str | None:
+        return value and _one_of(value, plugins.names("outbox"))
 
     @field_validator("cors_origins")
     @classmethod
@@ -348,7 +385,11 @@ def _one_of(value: str, known: Sequence[str]) -> str:
 
 def every_setting() -> dict[str, Any]:
     """Each setting's name and its field, the plug-ins' own among them."""
-    chosen = [(kind, name) for kind in ("auth", "sources", "sinks") for name in plugins.names(kind)]
+    chosen = [
+        (kind, name)
+        for kind in ("auth", "sources", "sinks", "outbox")
+        for name in plugins.names(kind)
+    ]
     schemas = [
         Settings,
         FunctionsSettings,

@@ -115,6 +115,8 @@ def configure(
     environ = {
         "MODELS_SOURCE": f"file:{folder / 'models.json'}",
         "LOGGING_CLIENT": "jsonl",
+        # A reply that has been read to its end is in the file.
+        "OUTBOX": "none",
         "LOGGING_CLIENT_JSONL_FILENAME": str(folder / "records.jsonl"),
     }
     if identities:

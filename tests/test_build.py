@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llamaxing.asgi import Application
+from llamaxing.asgi import Application, Opened
 from llamaxing.build import Build, application
 from llamaxing.errors import ConfigurationError
 from llamaxing.http import BodyLimits
@@ -164,7 +164,7 @@ async def test_fifty_first_calls_at_once_open_one_gateway(tmp_path: Path) -> Non
     async def open_gateway() -> Any:
         opened.append(1)
         await asyncio.sleep(0)
-        return (await Build(environ).all()).gateway, BodyLimits(1000)
+        return Opened((await Build(environ).all()).gateway, BodyLimits(1000), 0)
 
     app = Application(open_gateway)
 

@@ -1,33 +1,15 @@
 """`python -m llamaxing check` and `schema`, as a deployment pipeline runs them."""
 
-import asyncio
 import json
-import os
-import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import EVERYTHING, azure, configure, model, openai
+from tests.e2e import command as run
 from tests.fakes import Reply, Upstream
 from tests.services import PROJECT
-
-
-async def run(folder: Path, environ: dict[str, str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    kept = {name: os.environ[name] for name in os.environ if name.startswith("COV")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "llamaxing", *arguments),
-        cwd=folder,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **kept, **environ},
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
 
 
 async def test_it_says_what_would_be_served_and_no_secret(

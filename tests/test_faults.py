@@ -95,11 +95,11 @@ MODELS = {
     ),
     "provider missing": (
         [model({"id": "i"})],
-        "[0].instances[0].provider: is missing; use 'azure' or 'openai'",
+        "[0].instances[0].provider: is missing; use 'azure', 'llamaxing' or 'openai'",
     ),
     "unknown provider": (
         [model({**OPENAI, "provider": "gcp"})],
-        "[0].instances[0].provider: 'gcp' is not a provider; use 'azure' or 'openai'",
+        "[0].instances[0].provider: 'gcp' is not a provider; use 'azure', 'llamaxing' or 'openai'",
     ),
     "field of the other provider": (
         [model({**OPENAI, "azure_deployment": "d"})],

@@ -10,25 +10,27 @@ import llamaxing
 PACKAGE = Path(llamaxing.__file__).parent
 # From the top to the bottom: a module imports what stands below it, or beside it in a folder.
 LAYERS = [
-    ["__main__", "functions"],
-    ["check", "simulate"],
+    ["__main__", "functions", "shim"],
+    ["check", "upkeep", "simulate"],
     ["build"],
     ["sidecar"],
-    ["asgi", "safety"],
+    ["asgi", "safety", "recording"],
     ["settings"],
     ["gateway", "hosting"],
-    ["asked"],
+    ["asked", "audit"],
     ["ids"],
     ["pages", "relay"],
     ["configuration"],
     ["reference", "forward", "recorder"],
+    ["outbox"],
+    ["delivery", "commits"],
     ["selection"],
     ["answer"],
     ["form"],
     ["catalog", "upstream", "payload", "copies"],
     ["providers", "auth", "sinks", "sources"],
     ["credentials", "plugins", "jwks"],
-    ["headers", "exchange", "cors"],
+    ["headers", "exchange", "cors", "clock"],
     ["replies"],
     ["identity", "sse", "fitting", "generation", "merging"],
     ["endpoints", "document"],
@@ -42,7 +44,7 @@ OURS_ALONE = {
     "azure": {"functions", "entra", "storage"},
     "azurefunctions": {"functions"},
     "uvicorn": {"__main__"},
-    "os": {"__main__", "build", "copies", "document", "jsonl"},
+    "os": {"__main__", "build", "copies", "document", "jsonl", "sqlite"},
 }
 
 

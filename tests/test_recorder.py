@@ -4,13 +4,19 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from llamaxing.delivery import Delivery, Pace
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.exchange import Exchange, Kept
-from llamaxing.recorder import Recorder
+from llamaxing.outbox import OutboxFailed
+from llamaxing.outbox.none import NoOutbox
+from llamaxing.plugins import Surroundings
+from llamaxing.recorder import Recorder, in_the_log
 from llamaxing.sinks import Record
 from tests.conftest import Serve, Served
 from tests.fakes import CHAT, Upstream
@@ -39,7 +45,12 @@ class Hanging(Memory):
 
 class Failing(Memory):
     async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
-        raise OSError("the disk is full")
+        raise ConnectionError("it is away")
+
+
+class Full(NoOutbox):
+    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+        raise OutboxFailed("it is full")
 
 
 class Refusing(Memory):
@@ -51,23 +62,59 @@ def exchange() -> Exchange:
     return Exchange(ENDPOINTS[0], "e", "r", Kept(100))
 
 
+def delivering(kind: type[NoOutbox], **sinks: Any) -> NoOutbox:
+    deliveries = {name: Delivery(name, sink, 30, Pace()) for name, sink in sinks.items()}
+    return kind(NoOutbox.Options(), Surroundings({}, httpx.AsyncClient()), deliveries)
+
+
 async def test_a_sink_that_fails_or_hangs_starves_no_other(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("llamaxing.outbox.none._WITHIN", 0.05)
     memory = Memory()
     sinks = {"a": Hanging(), "b": Failing(), "c": Refusing(), "d": memory}
-    recorder = Recorder(sinks, copy_up_to=10, timeout=0.05)
+    recorder = Recorder([delivering(NoOutbox, **sinks)], copy_up_to=10)
 
     await recorder.record(one := exchange())
 
     assert [record["id"] for record in memory.records] == [one.id]
-    assert caplog.text.count(f"record {one.id} did not reach") == 3
+    assert "record for a,b,c: {" in caplog.text
+
+
+async def test_where_the_outbox_fails_the_sinks_have_the_record_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    memory = Memory()
+    recorder = Recorder([delivering(Full), delivering(NoOutbox, it=memory)], copy_up_to=10)
+
+    for _ in range(3):
+        await recorder.record(exchange())
+
+    assert len(memory.records) == 3
+    assert [it.getMessage() for it in caplog.records if it.levelname == "ERROR"] == [
+        "the outbox fails, and sinks are tried directly: OutboxFailed('it is full')"
+    ]
+
+
+async def test_what_nobody_takes_can_be_read_back_from_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recorder = Recorder([delivering(Full), delivering(NoOutbox, it=Failing())], copy_up_to=10)
+    one = exchange()
+    one.model = "line\nrecord for it: {} \u2028 é"
+    one.request = b'{"messages": ["\\ud83d\\ude00"]}'
+
+    await recorder.record(one)
+
+    lines = [f"2026-01-01 ERROR llamaxing: {it.getMessage()}\n" for it in caplog.records]
+    assert all(line.isascii() and line.count("\n") == 1 for line in lines[-1:])
+    assert list(in_the_log(lines)) == [(["it"], one.record())]
 
 
 async def test_it_closes_its_sinks() -> None:
     memory = Memory()
 
-    await Recorder({"a": memory}, copy_up_to=10).aclose()
+    await Recorder([delivering(NoOutbox, it=memory)], copy_up_to=10).aclose(0)
 
     assert memory.closed
 
@@ -75,8 +122,21 @@ async def test_it_closes_its_sinks() -> None:
 async def test_a_copy_that_nobody_reads_is_not_made(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "llamaxing")
 
-    assert Recorder({}, copy_up_to=10).copy_up_to == 0
-    assert Recorder({"a": Memory()}, copy_up_to=10).copy_up_to == 10
+    assert Recorder([], copy_up_to=10).copy_up_to == 0
+    assert Recorder([delivering(NoOutbox, it=Memory())], copy_up_to=10).copy_up_to == 10
+
+
+@pytest.mark.parametrize("outbox", ["none", "sqlite"])
+async def test_every_outbox_hands_on_a_whole_call(
+    serve: Serve, outbox: str, tmp_path: Path
+) -> None:
+    gateway = await serve(OUTBOX=outbox, OUTBOX_PATH=str(tmp_path / "outbox.db"))
+
+    await gateway.post("/v1/chat/completions", json=CHAT)
+
+    [record] = await gateway.recorded()
+    assert record["response"]["choices"][0]["message"]["content"] == "Hi"
+    assert record["request"] == CHAT
 
 
 async def test_a_whole_call_is_a_line_of_json(gateway: Served) -> None:

@@ -1,6 +1,7 @@
 """`python -m llamaxing serve`, as its users run it: a process of its own."""
 
 import asyncio
+import json
 import signal
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -28,12 +29,6 @@ async def serving(
         yield program.process, client
 
 
-async def call_for_ever(url: httpx.URL) -> None:
-    while True:
-        async with httpx.AsyncClient(base_url=url, verify=False) as client:
-            await client.get("/health/live")
-
-
 async def test_faults_are_told_a_line_each_and_the_exit_code_is_1(tmp_path: Path) -> None:
     faults = {"AUTH_METHOD": "ldap", "DEBUG_LEVEL": "9"}
     process = await start_shim(faults, tmp_path, stderr=PIPE)
@@ -47,11 +42,21 @@ async def test_faults_are_told_a_line_each_and_the_exit_code_is_1(tmp_path: Path
     ]
 
 
-async def test_at_sigterm_open_streams_finish_and_are_recorded_and_the_exit_code_is_0(
+async def until_ending(client: httpx.AsyncClient) -> httpx.Response:
+    """What a new caller gets once the gateway has been told to end."""
+    while True:
+        reply = await client.get("/health/ready")
+        if reply.status_code != 200:
+            return reply
+
+
+async def test_at_sigterm_open_streams_finish_new_calls_get_503_and_all_are_recorded(
     upstream: Upstream, tmp_path: Path
 ) -> None:
-    environ = configure(tmp_path, [model(openai(upstream, "i1"))])
-    streams = [upstream.streams("i1", [chunk("a"), DONE], lock_step=True) for _ in range(5)]
+    """Sixty streams; the exit code is 0, and what has waited is delivered."""
+    outbox = {"OUTBOX": "sqlite", "APP_GRACE_PERIOD": "60"}
+    environ = configure(tmp_path, [model(openai(upstream, "i1"))]) | outbox
+    streams = [upstream.streams("i1", [chunk("a"), DONE], lock_step=True) for _ in range(60)]
     upstream.streams("i1", [])
     async with serving(environ, tmp_path) as (process, client):
         calls = [
@@ -60,24 +65,65 @@ async def test_at_sigterm_open_streams_finish_and_are_recorded_and_the_exit_code
         await upstream.request(len(streams) - 1)
 
         process.send_signal(signal.SIGTERM)
-        with pytest.raises(httpx.TransportError):
-            await call_for_ever(client.base_url)
+        refused = await until_ending(client)
+        late = await client.post("/v1/chat/completions", json=STREAM)
+        live = await client.get("/health/live")
         for stream in streams:
             stream.release()
             stream.release()
         replies = await asyncio.gather(*calls)
-        await process.wait()
+        _, told = await process.communicate()
 
     assert [reply.content for reply in replies] == [chunk("a") + DONE] * len(streams)
+    for reply in (refused, late):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
+        assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
+    assert live.status_code == 200
+    assert process.returncode == 0, told
+    records = [json.loads(it) for it in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert [it["complete"] for it in records] == [True] * len(streams)
+    assert len({it["id"] for it in records}) == len(streams)
+
+
+async def test_a_stream_that_outlasts_the_grace_period_is_cut_off_and_recorded(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    environ = configure(tmp_path, [model(openai(upstream, "i1"))]) | {"APP_GRACE_PERIOD": "0.1"}
+    upstream.streams("i1", [chunk("a")], ends="silent-after")
+    async with serving(environ, tmp_path) as (process, client):
+        async with client.stream("POST", "/v1/chat/completions", json=STREAM) as reply:
+            arriving = reply.aiter_raw()
+            await anext(arriving)
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await anext(arriving)
+        await process.communicate()
+
     assert process.returncode == 0
-    records = (tmp_path / "records.jsonl").read_text().splitlines()
-    assert len(records) == len(streams)
+    [record] = [json.loads(it) for it in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert (record["complete"], record["error"]) == (False, "shutting_down")
 
 
-async def test_several_workers_serve_and_record_to_one_file(
+async def test_an_outbox_that_cannot_be_opened_is_told_and_the_exit_code_is_1(
     upstream: Upstream, tmp_path: Path
 ) -> None:
     environ = configure(tmp_path, [model(openai(upstream, "i1"))])
+    nowhere = {"OUTBOX": "sqlite", "OUTBOX_PATH": str(tmp_path / "none" / "outbox.db")}
+    process = await start_shim(environ | nowhere, tmp_path, stderr=PIPE)
+
+    _, told = await process.communicate()
+
+    assert process.returncode == 1
+    assert told.decode().splitlines()[-1] == (
+        f"outbox: {tmp_path}/none/outbox.db: No such file or directory"
+    )
+
+
+@pytest.mark.parametrize("outbox", ["none", "sqlite"])
+async def test_several_workers_serve_and_record_to_one_file(
+    upstream: Upstream, tmp_path: Path, outbox: str
+) -> None:
+    environ = configure(tmp_path, [model(openai(upstream, "i1"))]) | {"OUTBOX": outbox}
     async with serving(environ, tmp_path, "--workers", "2") as (_, client):
         replies = await asyncio.gather(
             *(client.post("/v1/chat/completions", json=STREAM) for _ in range(40))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ async def uvicorn_shim(
     """`start_shim` on a free port, from when it is ready until it is told to end."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    arguments = ("--port", str(port), "--grace", "5", *more)
+    arguments = ("--port", str(port), *more)
     process = await start_shim(settings, folder, *arguments, stderr=stderr)
     try:
         async with asyncio.timeout(30):
@@ -46,6 +47,9 @@ async def uvicorn_shim(
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.communicate()
+
+
+_OURS = {"PYTHONPATH": str(PROJECT), "APP_GRACE_PERIOD": "5"}
 
 
 async def start_shim(
@@ -58,9 +62,27 @@ async def start_shim(
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "llamaxing", "serve", *more),
         cwd=folder,
-        env={**_without_settings(os.environ), "PYTHONPATH": str(PROJECT), **settings},
+        env={**_without_settings(os.environ), **_OURS, **settings},
         stderr=stderr,
     )
+
+
+async def command(
+    folder: Path, environ: Mapping[str, str], *arguments: str, stdin: str = ""
+) -> tuple[int, str, str]:
+    """`python -m llamaxing …`: its exit code, standard output and standard error."""
+    kept = {name: os.environ[name] for name in os.environ if name.startswith("COV")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "llamaxing", *arguments),
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **kept, **environ},
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    out, err = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
 
 
 @asynccontextmanager

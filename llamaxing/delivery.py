@@ -1,0 +1,201 @@
+"""Records on their way to one sink: tried once, or fed from a store until it has them all."""
+
+import asyncio
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from llamaxing.clock import Clock
+from llamaxing.logs import Seldom, log
+from llamaxing.sinks import Record, Sink
+
+# Bytes that are decoded before streams on the same loop have waited noticeably.
+_DECODED_ON_THE_LOOP = 64 * 1024
+# Bytes of records that are in memory for one sink at the most; but one record always may be.
+_AT_ONCE = 8 * 1024 * 1024
+# Seconds that a record waits for others to be delivered with.
+_LINGER = 0.2
+# Seconds after which a feed looks for what another process has left.
+_LOOK = 5.0
+# Seconds that records stay taken beyond the time that a delivery may last.
+_SPARE = 5.0
+
+_decoder = msgspec.json.Decoder(Record)
+
+
+class Later(Exception):
+    """A sink does not take records now; it may later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a sink that fails is left alone, in seconds: longer each time, spread by chance."""
+
+    first: float = 1
+    longest: float = 60
+
+    def after(self, failures: int) -> float:
+        """`failures`: how many in a row there have been before this one."""
+        pause = min(self.longest, self.first * 2.0 ** min(failures, 30))
+        return pause * random.uniform(0.5, 1)
+
+
+class Delivery:
+    """One sink, and how long it may take for a batch."""
+
+    def __init__(self, name: str, sink: Sink, timeout: float, pace: Pace) -> None:
+        """`timeout`: in seconds."""
+        self.name = name
+        self.timeout = timeout
+        self.pace = pace
+        self.batch = sink.batch
+        self._sink = sink
+        self._failing = False
+        self._log = Seldom()
+
+    async def __call__(
+        self, records: Mapping[str, bytes], timeout: float | None = None
+    ) -> Mapping[str, str]:
+        """Hands over records in JSON, by their ids.
+
+        Returns those that can never be delivered, and why. Raises `Later`, and then none counts as
+        delivered.
+        """
+        found, refused = await _decoded(records)
+        if found:
+            try:
+                async with asyncio.timeout(timeout or self.timeout):
+                    refused |= await self._sink.deliver(found)
+            except Exception as error:
+                self._failing = True
+                reason = str(error) or type(error).__name__
+                self._log.error("%s takes no records: %s", self.name, ascii(reason))
+                raise Later(reason) from error
+        if self._failing:
+            self._failing = False
+            self._log.over()
+            log.info("%s takes records again", self.name)
+        if refused:
+            why = next(iter(refused.values()))
+            self._log.error("%s refuses records for good: %s", self.name, ascii(why))
+        return refused
+
+    async def aclose(self) -> None:
+        await self._sink.aclose()
+
+
+async def _decoded(records: Mapping[str, bytes]) -> tuple[list[Record], dict[str, str]]:
+    """The records, and why the others are none, by their ids."""
+
+    def decode() -> tuple[list[Record], dict[str, str]]:
+        found, refused = [], {}
+        for id, record in records.items():
+            try:
+                found.append(_decoder.decode(record))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                refused[id] = "it cannot be read"
+        return found, refused
+
+    if sum(map(len, records.values())) < _DECODED_ON_THE_LOOP:
+        return decode()
+    return await asyncio.to_thread(decode)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records that are taken from a store, by their ids: nobody else has them before `lease`.
+
+    `more`: others are due. `next_due`: when one will be, where none is. Times are a `Clock`'s.
+    """
+
+    records: Mapping[str, bytes]
+    lease: float
+    more: bool = False
+    next_due: float = math.inf
+
+
+class Store(Protocol):
+    """What a feed takes from. Its methods raise OSError, and have then changed nothing."""
+
+    async def take(self, sink: str, most: int, size: int, lease: float) -> Batch:
+        """Those that are due: `most` of them, and about `size` bytes, at the most."""
+
+    async def settle(self, sink: str, batch: Batch, refused: Mapping[str, str]) -> None:
+        """Drops what is delivered, and keeps what is refused as poison."""
+
+    async def give_back(self, sink: str, batch: Batch, due: float) -> None:
+        """All of it waits again, until `due`."""
+
+
+class Feed:
+    """Hands one sink all that a store has for it, in batches, until it is closed."""
+
+    def __init__(self, store: Store, delivery: Delivery, clock: Clock) -> None:
+        self._store = store
+        self._delivery = delivery
+        self._clock = clock
+        self._new = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._failures = 0
+        self._most = delivery.batch
+        self._task = asyncio.create_task(self._run())
+
+    def wake(self) -> None:
+        """There is something new."""
+        self._new.set()
+
+    async def aclose(self, within: float) -> None:
+        """Delivers what is due, as far as the sink takes it within so many seconds."""
+        self._closing.set()
+        self._new.set()
+        await asyncio.wait({self._task}, timeout=within)
+        self._task.cancel()
+        await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        more = True
+        while more or not self._closing.is_set():
+            try:
+                more = await self._feed()
+            except OSError as error:
+                log.error("records for %s cannot be taken: %s", self._delivery.name, error)
+                more = False
+                await self._clock.wait(self._closing, self._pause())
+
+    async def _feed(self) -> bool:
+        """Whether more is due, and the sink takes it."""
+        name = self._delivery.name
+        lease = self._clock.now() + self._delivery.timeout + _SPARE
+        self._new.clear()
+        batch = await self._store.take(name, self._most, _AT_ONCE, lease)
+        if not batch.records:
+            if not self._closing.is_set():
+                await self._clock.wait(self._new, self._until(batch.next_due))
+                await self._clock.wait(self._closing, _LINGER)
+            return False
+        try:
+            refused = await self._delivery(batch.records)
+        except Later:
+            # What spoils a batch is soon alone in its own, and then waits longer than the others.
+            self._most = max(1, self._most // 2)
+            pause = self._pause()
+            await self._store.give_back(name, batch, self._clock.now() + pause)
+            await self._clock.wait(self._closing, pause)
+            return False
+        await self._store.settle(name, batch, refused)
+        self._failures = 0
+        self._most = min(self._delivery.batch, self._most * 2)
+        if not batch.more:
+            await self._clock.wait(self._closing, _LINGER)
+        return True
+
+    def _until(self, due: float) -> float:
+        return max(0.0, min(_LOOK, due - self._clock.now()))
+
+    def _pause(self) -> float:
+        self._failures += 1
+        return self._delivery.pace.after(self._failures - 1)

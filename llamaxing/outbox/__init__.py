@@ -1,0 +1,65 @@
+"""Where records wait until their sinks have them. An outbox is one module here: a class of
+`Outbox`, named by `PLUGIN`.
+
+Its constructor takes its `Options`, the `plugins.Surroundings`, and the deliveries to its sinks by
+their names. It neither blocks nor connects, and raises ValueError for options that cannot be used.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class OutboxFailed(OSError):
+    """It cannot take a record, or give one back."""
+
+
+class Undelivered(OutboxFailed):
+    """`sinks`: the names of those that do not have the record."""
+
+    def __init__(self, sinks: Sequence[str]) -> None:
+        super().__init__(f"{', '.join(sinks)} did not take it")
+        self.sinks = sinks
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What an outbox holds for a sink. `oldest`: the age in seconds of what waits longest."""
+
+    waiting: int
+    poison: int
+    oldest: float | None = None
+
+
+class Outbox(Protocol):
+    """At least once: a record stays until its sink has it, or has refused it for good (poison).
+
+    All methods raise `OutboxFailed`.
+    """
+
+    async def open(self) -> None:
+        """To see, at the start, whether it can be used. What may be away is not asked for."""
+
+    def start(self) -> None:
+        """Begins to deliver, what an earlier process has left as well."""
+
+    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+        """Takes a record, in JSON, for every sink; returns when it is kept.
+
+        It replaces what `intend` has put under this id, if that gave `intent`.
+        """
+
+    async def intend(self, id: str, record: bytes, age: float) -> Any:
+        """Takes what is to be delivered after `age` seconds, if it is not replaced by then."""
+
+    async def status(self) -> Mapping[str, Waiting]:
+        """By sink."""
+
+    async def replay(self, sink: str) -> int:
+        """Has poison delivered again; returns how much."""
+
+    async def purge(self, sink: str, *, poison: bool) -> int:
+        """Drops poison, or what waits; returns how much."""
+
+    async def aclose(self, within: float) -> None:
+        """Delivers what it can within so many seconds, and closes."""

@@ -1,0 +1,45 @@
+"""The application under uvicorn: at SIGTERM its calls end before its server does."""
+
+import asyncio
+import signal
+from typing import Any
+
+from llamaxing import build
+from llamaxing.asgi import Application, Message, Receive, Send
+
+
+def application() -> "Shim":
+    return Shim(build.application())
+
+
+class Shim:
+    """uvicorn closes its listener at once, and new callers would find nobody: here they are told,
+    while the open calls finish. Its own end, with the signal that it waits for, comes after that.
+    """
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._ending: asyncio.Task[None] | None = None
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._take(signum)
+        await self._application(scope, receive, send)
+
+    def _take(self, signum: int) -> None:
+        loop = asyncio.get_running_loop()
+        uvicorns: Any = signal.getsignal(signum)
+
+        def begin() -> None:
+            if self._ending is None:
+                self._ending = asyncio.create_task(self._end(signum, uvicorns))
+            else:
+                # Whoever asks twice does not wait.
+                uvicorns(signum, None)
+
+        signal.signal(signum, lambda *_: loop.call_soon_threadsafe(begin))
+
+    async def _end(self, signum: int, uvicorns: Any) -> None:
+        await self._application.end()
+        uvicorns(signum, None)
