@@ -54,29 +54,32 @@ def _chunks(events: Sequence[Event]) -> Event:
 def _add(whole: Event, part: Event) -> None:
     for name, value in part.items():
         known = whole.get(name)
-        if isinstance(value, list) and value and all(_indexed(item) for item in value):
-            whole[name] = _by_index(known if isinstance(known, list) else [], value)
-        elif isinstance(known, dict) and isinstance(value, dict) and "filter" not in name:
+        kind = type(value)
+        if known is None or kind is not type(known):
+            if value is not None or name not in whole:
+                whole[name] = _by_index([], value) if kind is list else value
+        elif kind is str:
+            whole[name] = value if name in _REPEATED else known + value
+        elif kind is list:
+            _by_index(known, value)
+        elif kind is dict and "filter" not in name:
             _add(known, value)
-        elif isinstance(known, list) and isinstance(value, list):
-            known.extend(value)
-        elif isinstance(known, str) and isinstance(value, str) and name not in _REPEATED:
-            whole[name] = known + value
-        elif value is not None or name not in whole:
+        else:
             whole[name] = value
 
 
-def _by_index(known: list[Any], parts: list[Event]) -> list[Any]:
+def _by_index(known: list[Any], parts: list[Any]) -> list[Any]:
+    """Parts of what has an index go to where that stands; what has none comes behind."""
     for part in parts:
-        same = next((it for it in known if _indexed(it) and it["index"] == part["index"]), None)
+        index = part.get("index") if isinstance(part, dict) else None
+        if not isinstance(index, int):
+            known.append(part)
+            continue
+        same = next((it for it in known if isinstance(it, dict) and it.get("index") == index), None)
         if same is None:
             known.append(same := {})
         _add(same, part)
     return known
-
-
-def _indexed(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("index"), int)
 
 
 def _response(events: Sequence[Event]) -> Event:

@@ -11,13 +11,15 @@ import msgspec
 
 from llamaxing import sse
 from llamaxing.merging import merged
-from llamaxing.trimming import digest, trimmed, trimmed_text
+from llamaxing.trimming import digest, needs_trimming, trimmed, trimmed_text
 
 # Types that are text, beside text/… itself.
 _TEXTS = ("", "application/json", "application/problem+json", "application/xml")
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 _ASKED = ("messages", "prompt", "input", "instructions", "tools", "functions")
 _SAID = ("choices", "output")
+# Bytes of a document of which it is soon told that nothing is to be trimmed.
+_SMALL = 64 * 1024
 # Bytes of UTF-8 that a token stands for, about, in what OpenAI's tokenizers make of prose.
 _BYTES_A_TOKEN = 4
 
@@ -60,7 +62,10 @@ def json_or_text(body: bytes | memoryview, most: int) -> Any:
     if not len(body):
         return None
     try:
-        return trimmed(msgspec.json.decode(body))
+        value = msgspec.json.decode(body)
+        if len(body) < _SMALL and not needs_trimming(bytes(body)):
+            return value
+        return trimmed(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return trimmed_text(str(body[:most], "utf-8", "replace"))
 
@@ -96,24 +101,22 @@ def estimated(request: Any, reply: Any) -> Usage | None:
 
 
 def _usage(found: Any) -> Usage | None:
-    if not isinstance(found, dict) or not any(name.endswith("_tokens") for name in found):
+    if not isinstance(found, dict):
         return None
-    return Usage(
-        input=_count(found, "prompt_tokens", "input_tokens"),
-        output=_count(found, "completion_tokens", "output_tokens"),
-        cached=_count(_details(found, "prompt", "input"), "cached_tokens"),
-        reasoning=_count(_details(found, "completion", "output"), "reasoning_tokens"),
-    )
+    for asked, said in (("prompt", "completion"), ("input", "output")):
+        if f"{asked}_tokens" in found or f"{said}_tokens" in found:
+            return Usage(
+                _count(found, f"{asked}_tokens"),
+                _count(found, f"{said}_tokens"),
+                _count(found.get(f"{asked}_tokens_details"), "cached_tokens"),
+                _count(found.get(f"{said}_tokens_details"), "reasoning_tokens"),
+            )
+    return None
 
 
-def _details(found: dict[str, Any], *names: str) -> dict[str, Any]:
-    details = (found.get(f"{name}_tokens_details") for name in names)
-    return next((it for it in details if isinstance(it, dict)), {})
-
-
-def _count(found: dict[str, Any], *names: str) -> int:
-    counts = (found.get(name) for name in names)
-    return next((it for it in counts if isinstance(it, int) and it > 0), 0)
+def _count(found: Any, name: str) -> int:
+    count = found.get(name) if isinstance(found, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 # Members that say what a text is, and are none.

@@ -12,6 +12,7 @@ import msgspec
 
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _ONE_EVENT = re.compile(rb"(?:[^\r\n]++\n)++\n")
+_MORE_LINES = re.compile(rb"\r|\n(?!\n?\Z)")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 DONE = b"[DONE]"
 
@@ -136,6 +137,8 @@ def _may_only_count(begun: bytes) -> bool:
 
 def data(event: bytes) -> bytes:
     """The event's data, its lines joined; empty for a comment."""
+    if event.startswith(b"data:") and event.endswith(b"\n\n") and not _MORE_LINES.search(event):
+        return event[5:-2].removeprefix(b" ")
     lines = [line for line in _LINE_END.split(event) if line.startswith(b"data:")]
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
 

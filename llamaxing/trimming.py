@@ -14,6 +14,7 @@ _DEEPEST = 80
 _BINARY = frozenset(
     {"b64_json", "partial_image_b64", "data", "file_data", "image", "audio", "embedding", "result"}
 )
+_NAMED = re.compile(f'"(?:{"|".join(sorted(_BINARY))})"'.encode())
 _BASE64 = re.compile(r"(?=.*[a-z])(?=.*[A-Z])[A-Za-z0-9+/_=\r\n-]{256,}", re.DOTALL)
 _DATA_URL = re.compile(r"(data:[^,\s]{0,200};base64,)([A-Za-z0-9+/_=-]{64,})")
 # The same in the beginning of a document that has been cut off.
@@ -40,6 +41,15 @@ def trimmed(value: Any, name: str = "", depth: int = 1) -> Any:
     if ";base64," in value:
         return _DATA_URL.sub(lambda found: found[1] + _mark(found[2]), value)
     return value
+
+
+def needs_trimming(document: bytes) -> bool:
+    """Whether JSON may have something to trim in it, told by its bytes; most has not."""
+    return (
+        b";base64," in document
+        or document.count(b"{") + document.count(b"[") > _DEEPEST
+        or _NAMED.search(document) is not None
+    )
 
 
 def trimmed_text(text: str) -> str:

@@ -111,7 +111,7 @@ class LangfuseServer:
         if len(body) > self.largest:
             return 413
         with self._came:
-            self.arrived += _spans(public, secret, body)
+            self.arrived += read(body, public, secret)
             self._came.notify_all()
         return 200
 
@@ -139,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _spans(public: str, secret: str, body: bytes) -> list[Arrived]:
+def read(body: bytes, public: str = "", secret: str = "") -> list[Arrived]:
+    """The spans in an export request."""
     message = ExportTraceServiceRequest.FromString(body)
     return [
         _arrived(public, secret, (scoped.scope.name, scoped.scope.version), span)
