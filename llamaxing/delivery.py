@@ -157,14 +157,20 @@ class Feed:
         await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        more = True
-        while more or not self._closing.is_set():
-            try:
-                more = await self._feed()
-            except OSError as error:
-                log.error("records for %s cannot be taken: %s", self._delivery.name, error)
-                more = False
-                await self._clock.wait(self._closing, self._pause())
+        last = False
+        while not last:
+            # What has come before it is told to end is still delivered.
+            last = self._closing.is_set()
+            while await self._fed():
+                pass
+
+    async def _fed(self) -> bool:
+        try:
+            return await self._feed()
+        except OSError as error:
+            log.error("records for %s cannot be taken: %s", self._delivery.name, error)
+            await self._clock.wait(self._closing, self._pause())
+            return False
 
     async def _feed(self) -> bool:
         """Whether more is due, and the sink takes it."""
