@@ -12,7 +12,7 @@ from llamaxing import replies
 from llamaxing.endpoints import Endpoint
 from llamaxing.http import Buffer
 from llamaxing.identity import Identity
-from llamaxing.trimming import trimmed
+from llamaxing.trimming import shortened, trimmed
 
 SCHEMA = 1
 """The version of what `record` returns: it counts up when a field changes its meaning, or goes."""
@@ -133,15 +133,16 @@ class Exchange:
         if self.form is not None:
             return self.form(), False
         most = self.reply.most
-        with memoryview(self.request) as whole:
-            request = replies.json_or_text(whole, most)
-        if len(self.request) <= most or isinstance(request, str):
-            return request, len(self.request) > most
-        # Large for its images, mostly, of which little is left.
-        text = msgspec.json.encode(request)
-        if len(text) <= most:
-            return request, False
-        return text[:most].decode("utf-8", "ignore"), True
+        if len(self.request) <= most:
+            with memoryview(self.request) as whole:
+                return replies.json_or_text(whole, most), False
+        # Large for its images, mostly, of which little is left; to read all of it before they go
+        # would cost many times its size.
+        text = shortened(self.request, most)
+        if len(text) > most:
+            return text[:most].decode("utf-8", "ignore"), True
+        request = replies.json_or_text(text, most)
+        return request, isinstance(request, str)
 
     def _reply(self) -> Any:
         kept = self.reply

@@ -148,7 +148,7 @@ def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, 
 
 
 async def _encoded(exchange: Exchange) -> bytes:
-    if exchange.reply.size < _MERGED_ON_THE_LOOP:
+    if max(exchange.reply.size, len(exchange.request)) < _MERGED_ON_THE_LOOP:
         return _encoder.encode(exchange.record())
     return await asyncio.to_thread(lambda: msgspec.json.encode(exchange.record()))
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from llamaxing.http import Buffer
+
 # Levels of nesting that every reader of a record can take: MongoDB's limit is 100.
 _DEEPEST = 80
 # Members that hold base64. A text of somebody's own is never taken for it.
@@ -55,6 +57,51 @@ def needs_trimming(document: bytes) -> bool:
 def trimmed_text(text: str) -> str:
     """The same of a document that is no whole JSON."""
     return _CUT.sub(lambda found: f"{found[1]}[{len(found[2]):,} characters]", text)
+
+
+def shortened(document: Buffer, most: int) -> bytes:
+    """A large document in JSON with a mark in place of the base64 of each data URL; what comes
+    after a little more than `most` bytes is left out.
+    """
+    parts: list[bytes] = []
+    size = reach = 0
+    with memoryview(document) as view:
+        while size <= most and reach < len(view):
+            start, end = _next_data(document, reach, reach + most)
+            kept = bytes(view[reach : min(start, reach + most + 1 - size)])
+            mark = _mark_of(view[start:end]) if start < end else b""
+            parts += [kept, mark] if mark else [kept]
+            size += len(kept) + len(mark)
+            reach = end
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _next_data(document: Buffer, begin: int, most: int) -> tuple[int, int]:
+    """Where the next long run of base64 begins and ends, if it begins before `most`; otherwise the
+    end of it all, twice."""
+    for found in _BEFORE_DATA.finditer(document, begin, most):
+        if run := _RUN.match(document, found.end()):
+            return run.span()
+    return len(document), len(document)
+
+
+def _mark_of(base64_text: memoryview) -> bytes:
+    """As `_mark`, a piece at a time."""
+    hashed, size = hashlib.sha256(), 0
+    try:
+        for at in range(0, len(base64_text), _PIECE):
+            plain = base64.b64decode(base64_text[at : at + _PIECE], validate=True)
+            hashed.update(plain)
+            size += len(plain)
+    except binascii.Error:
+        return b"[%d characters]" % len(base64_text)
+    return f"[{size:,} bytes, sha256:{hashed.hexdigest()}]".encode()
+
+
+_BEFORE_DATA = re.compile(rb';base64,|"(?:%b)"\s*:\s*"' % "|".join(sorted(_BINARY)).encode())
+_RUN = re.compile(rb"[A-Za-z0-9+/_=-]{64,}+")
+# Characters of base64 that are decoded at once: a multiple of four.
+_PIECE = 256 * 1024
 
 
 def digest(content: bytes | memoryview) -> dict[str, Any]:

@@ -23,7 +23,7 @@ LAYERS = [
     ["configuration"],
     ["reference", "forward", "recorder"],
     ["outbox"],
-    ["delivery", "commits"],
+    ["delivery", "commits", "storage"],
     ["selection"],
     ["answer"],
     ["form"],
@@ -33,9 +33,9 @@ LAYERS = [
     ["headers", "exchange", "cors", "clock"],
     ["replies"],
     ["identity", "sse", "fitting", "generation", "merging"],
-    ["endpoints", "document"],
+    ["endpoints", "document", "trimming"],
     ["http"],
-    ["errors", "logs", "otlp", "trimming"],
+    ["errors", "logs", "otlp"],
     ["__init__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
