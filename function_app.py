@@ -1,4 +1,4 @@
-"""The Azure Functions app: a function a route, and every one of them is the gateway."""
+"""The Azure Functions app: a function a route, each of them the gateway, and one a queue."""
 
 import os
 
@@ -24,8 +24,19 @@ def serve(name: str, route: str, level: func.AuthLevel | None = None) -> None:
     function(app.route(route, methods=functions.METHODS, auth_level=level)(call))
 
 
+def deliver(name: str, trigger: functions.Trigger) -> None:
+    """One function a queue, where records wait in queues."""
+
+    async def run(message: func.QueueMessage) -> None:
+        await functions.deliver(gateway, trigger, message)
+
+    app.function_name(name)(app.queue_trigger("message", trigger.queue, trigger.connection)(run))
+
+
 for name, route in functions.ROUTES.items():
     serve(name, route)
 for name, route in functions.HEALTH.items():
     # Probes have no key.
     serve(name, route, func.AuthLevel.ANONYMOUS)
+for name, trigger in functions.triggers(os.environ).items():
+    deliver(name, trigger)

@@ -22,6 +22,7 @@ from llamaxing.logs import log
 from llamaxing.outbox import OutboxFailed
 from llamaxing.recording import Recording
 from llamaxing.simulate import command as simulate
+from llamaxing.upstream import AiohttpTransport
 
 
 def main() -> int:
@@ -86,9 +87,15 @@ def _replay(wanted: argparse.Namespace) -> int:
 
 def _upkeep(does: Callable[[Recording], AsyncIterator[str]]) -> int:
     async def run() -> None:
-        async with Build(settings.environment(os.environ, Path.cwd())).recording() as found:
-            async for line in does(found):
-                print(line)
+        environ = settings.environment(os.environ, Path.cwd())
+        async with AiohttpTransport(1) as transport:
+            found = Build(environ).recording(transport)
+            try:
+                async for line in does(found):
+                    print(line)
+            finally:
+                for outbox in found.outboxes:
+                    await outbox.aclose(0)
 
     try:
         asyncio.run(run())

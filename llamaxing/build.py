@@ -1,11 +1,11 @@
 """The composition root: reads the settings, and puts the gateway together from what they name."""
 
 import functools
+import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from llamaxing.http import BodyLimits
 from llamaxing.identity import Identities, Identity, read_identities
 from llamaxing.ids import Ids
 from llamaxing.logs import LEVELS, log
-from llamaxing.outbox import OutboxFailed
+from llamaxing.outbox import OutboxFailed, Trigger
 from llamaxing.recorder import Recorder
 from llamaxing.recording import Recording, recording
 from llamaxing.reference import Reference
@@ -43,6 +43,9 @@ from llamaxing.upstream import AiohttpTransport, Timeouts
 
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
+
+# Connections with which messages are sent back to wait.
+_TO_QUEUES = 20
 
 
 def application(
@@ -58,6 +61,15 @@ def application(
         return Opened(built.gateway, limits, built.settings.app_grace_period)
 
     return Application(open_gateway)
+
+
+def triggers(environ: Mapping[str, str]) -> Sequence[Trigger]:
+    """The queues whose messages the platform has to bring here; nothing is opened.
+
+    Raises `ConfigurationError`.
+    """
+    found = Build(environ).recording(AiohttpTransport(_TO_QUEUES))
+    return [it for outbox in found.outboxes for it in outbox.triggers.values()]
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -110,19 +122,12 @@ class Build:
             await transport.aclose()
             raise
 
-    @asynccontextmanager
-    async def recording(self) -> AsyncIterator[Recording]:
-        """What it records with, alone; nothing is delivered yet. Raises `ConfigurationError`."""
+    def recording(self, transport: httpx.AsyncBaseTransport) -> Recording:
+        """What it records with, alone; nothing is opened. Raises `ConfigurationError`."""
         chosen = self._read(Settings)
         if chosen is None:
             raise ConfigurationError.all(self._errors)
-        async with AiohttpTransport(chosen.upstream_connections) as transport:
-            found = recording(chosen, self._surroundings(transport), self._hosting.on_azure)
-            try:
-                yield found
-            finally:
-                for outbox in found.outboxes:
-                    await outbox.aclose(0)
+        return recording(chosen, self._surroundings(transport), self._hosting.on_azure)
 
     async def _all(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
         surroundings = self._surroundings(transport)
@@ -194,6 +199,8 @@ class Build:
         )
 
     def _surroundings(self, transport: httpx.AsyncBaseTransport) -> plugins.Surroundings:
+        # It would log each call with its query, where a signature may stand.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         # No proxy is asked for, as with upstreams; what serves them serves this too.
         web = httpx.AsyncClient(transport=transport, timeout=5, trust_env=False)
         return plugins.Surroundings(self._environ, web, clock=self._time)

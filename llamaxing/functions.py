@@ -15,10 +15,11 @@ from typing import Any
 import azure.functions as func
 from azurefunctions.extensions.http.fastapi import Response
 
-from llamaxing import settings
+from llamaxing import build, settings
 from llamaxing.asgi import Application, Message, Receive, Send
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.errors import ConfigurationError
+from llamaxing.outbox import Trigger
 
 # A method that a route does not list is never answered by the platform: ours refuses it.
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
@@ -73,6 +74,26 @@ def auth_level(environ: Mapping[str, str], folder: Path | None = None) -> func.A
     if chosen is None:
         raise ConfigurationError(faults, ["functions_auth_level"])
     return func.AuthLevel[chosen.functions_auth_level.upper()]
+
+
+def triggers(environ: Mapping[str, str], folder: Path | None = None) -> Mapping[str, Trigger]:
+    """The functions that queues trigger, by their names."""
+    try:
+        found = build.triggers(settings.environment(environ, folder or Path.cwd()))
+    except ConfigurationError:
+        # The gateway tells its callers, and the messages wait.
+        return {}
+    return {f"deliver_{trigger.sink}": trigger for trigger in found}
+
+
+async def deliver(application: Application, trigger: Trigger, message: func.QueueMessage) -> None:
+    """Raises only for what can never be delivered, and where storage fails."""
+    text = message.get_body()
+    try:
+        await application.deliver(trigger.sink, text)
+    except ConfigurationError:
+        # Whose record it is, and by which keys it goes, cannot be known before it is mended.
+        await trigger.postpone(text)
 
 
 def require_init_indexing(

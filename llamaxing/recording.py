@@ -12,6 +12,9 @@ from llamaxing.plugins import Surroundings
 from llamaxing.recorder import Recorder
 from llamaxing.settings import Settings
 
+# What Functions call the storage of the app itself.
+_STORAGE = "AzureWebJobsStorage"
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -60,11 +63,18 @@ def _outboxes(
     on_azure: bool,
     deliveries: Mapping[str, Delivery],
 ) -> tuple[Outbox, ...]:
-    name = chosen.outbox or ("azure_queue" if on_azure else "sqlite")
+    name = chosen.outbox or _default(surroundings.environ, on_azure)
     direct = _made("outbox", "outbox", "none", surroundings, deliveries)
     if name == "none":
         return (direct,)
     return (_made("outbox", "outbox", name, surroundings, deliveries), direct)
+
+
+def _default(environ: Mapping[str, str], on_azure: bool) -> str:
+    """Queues where a function can deliver what is in them."""
+    storage = environ.get("OUTBOX_CONNECTION") or _STORAGE
+    there = any(environ[it] for it in environ if it == storage or it.startswith(f"{storage}__"))
+    return "azure_queue" if on_azure and there else "sqlite"
 
 
 def _check_audit(chosen: Settings, outboxes: tuple[Outbox, ...]) -> None:

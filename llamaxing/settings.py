@@ -262,8 +262,8 @@ class Settings(BaseModel, frozen=True):
     outbox: str | None = Field(
         default=None,
         description="Where records wait until each sink has them: `sqlite`, `azure_queue`, or "
-        "`none`, which has a call wait for its sinks. By default `azure_queue` on Azure, `sqlite` "
-        "elsewhere.",
+        "`none`, which has a call wait for its sinks. By default `azure_queue` on Azure, where "
+        "there is a storage connection, and `sqlite` elsewhere.",
     )
     delivery_timeout: float = Field(
         default=30, gt=0, description="Seconds that a sink may take for a batch of records."
@@ -272,7 +272,8 @@ class Settings(BaseModel, frozen=True):
         default=60,
         gt=0,
         description="Seconds of the longest pause before a sink that fails is tried again; the "
-        "first is 1, and each is twice the one before it, spread by chance.",
+        "first is 1, and each is twice the one before it, spread by chance. With `azure_queue`, "
+        "where each record waits by itself, ten times as long.",
     )
     audit_required: bool = Field(
         default=False,

@@ -66,9 +66,7 @@ class Served:
         """What the jsonl sink has written: complete once a reply has been read to its end."""
         if not self._records.exists():
             return []
-        # A line that is being written has no end yet.
-        whole = self._records.read_text().rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in self._records.read_text().split("\n")[:-1]]
 
     async def recorded(self, number: int = 1) -> list[dict[str, Any]]:
         """The records, once there are so many: for callers who did not wait for the end."""

@@ -6,7 +6,8 @@ Real: `azure_functions_runtime` (which the platform's worker loads), the http-fa
 uvicorn that it starts inside the worker, and the app's function_app.py. Imitated: the gRPC between
 host and worker (JSON lines on a unix socket, plain objects for protobuf's) and the .NET host's HTTP
 front end: routing by the indexed bindings, function keys, and the forwarding of each request to the
-worker's server with its `x-ms-invocation-id`, the InvocationRequest beside it.
+worker's server with its `x-ms-invocation-id`, the InvocationRequest beside it. Functions that a
+queue triggers are served as `functions_queues.py` says.
 """
 
 import argparse
@@ -30,6 +31,12 @@ from typing import Any
 import httpx
 import uvicorn
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for whoever runs this file
+
+from tests.functions_queues import Listener
+
+# How app settings name what they put over host.json.
+OVERRIDE = "AzureFunctionsJobHost__"
 LINE = 2**26
 HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer"}
 # A body without a length goes on as it came: the client's side then frames it anew.
@@ -82,18 +89,26 @@ async def worker(app_dir: str, control: str) -> None:
         properties = {"protos": protos, "host": "127.0.0.1"}
         return SimpleNamespace(request=SimpleNamespace(**content), properties=properties)
 
-    async def invoke(id: str, function_id: str, parameter: str) -> None:
+    def as_json(value: Any) -> SimpleNamespace:
+        return SimpleNamespace(json=json.dumps(value), WhichOneof=lambda _: "json")
+
+    async def invoke(
+        id: str, function_id: str, parameter: str, text: str | None = None, about: Any = None
+    ) -> None:
         setattr(asyncio.current_task(), INVOCATION, id)
         _WithInvocation.latest = id
         nothing = SimpleNamespace(bytes=None, WhichOneof=lambda _: None)
         http = SimpleNamespace(method="", url="", headers={}, query={}, params={}, body=nothing)
         data = SimpleNamespace(http=http, WhichOneof=lambda _: "http")
+        if text is not None:
+            # As with the real host: the text is a string, what is said of it JSON.
+            data = SimpleNamespace(string=text, WhichOneof=lambda _: "string")
         bound = SimpleNamespace(name=parameter, data=data, WhichOneof=lambda _: "data")
         request = SimpleNamespace(
             invocation_id=id,
             function_id=function_id,
             input_data=[bound],
-            trigger_metadata={},
+            trigger_metadata={name: as_json(value) for name, value in (about or {}).items()},
             trace_context=SimpleNamespace(trace_parent="", trace_state="", attributes={}),
             retry_context=SimpleNamespace(retry_count=0, max_retry_count=0, exception=None),
         )
@@ -169,6 +184,10 @@ class Invocation:
     ok: bool | None = None
 
 
+def kinds(function: Mapping[str, Any]) -> list[str]:
+    return [binding["type"] for binding in function["bindings"]]
+
+
 class Route:
     """A function's HTTP trigger: an ASP.NET template such as `v1/{*path}`."""
 
@@ -199,6 +218,7 @@ class Host:
     ) -> None:
         self.app_dir, self.env, self.key, self._port = Path(app_dir).resolve(), dict(env), key, port
         self.invocations: dict[str, Invocation] = {}
+        self._listeners: list[asyncio.Task[None]] = []
 
     @property
     def pending(self) -> list[Invocation]:
@@ -219,34 +239,21 @@ class Host:
     async def start(self) -> "Host":
         self._folder = tempfile.TemporaryDirectory(prefix="functions-host-")
         self._log = open(Path(self._folder.name) / "worker.log", "w+b")  # noqa: ASYNC230, SIM115
-        ready = asyncio.get_running_loop().create_future()
-        self._control = await asyncio.start_unix_server(
-            lambda reader, writer: self._connected(reader, writer, ready),
-            Path(self._folder.name) / "s",
-            limit=LINE,
-        )
-        self._worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, __file__, "--worker", str(self.app_dir), f"{self._folder.name}/s"),
-            env={"PATH": os.environ["PATH"], **self.env},
-            stdout=self._log,
-            stderr=self._log,
-        )
-        died = asyncio.ensure_future(self._worker.wait())
-        await asyncio.wait({ready, died}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        died.cancel()
-        if not ready.done() or "error" in ready.result():
-            why = ready.result()["error"] if ready.done() else self.log
-            await self.stop()
-            raise RuntimeError(f"the worker did not start: {why}")
-        found = ready.result()
-        self.worker_url = found["uri"]
-        http = json.loads((self.app_dir / "host.json").read_text())["extensions"]["http"]
-        routes = (Route(function, http["routePrefix"]) for function in found["functions"])
-        self.routes = sorted(routes, key=lambda route: (route.rank, route.template))
         # A connection of its own for each request: the worker's server closes idle ones.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.AsyncHTTPTransport(limits=limits, verify=False)
-        await _listens(self.worker_url)
+        self._control = await asyncio.start_unix_server(
+            self._connected, Path(self._folder.name) / "s", limit=LINE
+        )
+        functions = await self.start_worker()
+        http = self._settings["http"]
+        routes = (Route(it, http["routePrefix"]) for it in functions if "httpTrigger" in kinds(it))
+        self.routes = sorted(routes, key=lambda route: (route.rank, route.template))
+        queues = [it for it in functions if "queueTrigger" in kinds(it)]
+        self._listeners = [
+            asyncio.create_task(Listener(it, self.env, self._settings, self.invoke).run())
+            for it in queues
+        ]
         config = uvicorn.Config(
             self, port=self._port, lifespan="off", log_level="warning", server_header=False
         )
@@ -258,11 +265,54 @@ class Host:
         self.url = f"http://127.0.0.1:{port}"
         return self
 
+    async def start_worker(self) -> list[dict[str, Any]]:
+        """The functions that it has. Also in place of one that was killed."""
+        self._ready = asyncio.get_running_loop().create_future()
+        self._worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, __file__, "--worker", str(self.app_dir), f"{self._folder.name}/s"),
+            env={"PATH": os.environ["PATH"], **self.env},
+            stdout=self._log,
+            stderr=self._log,
+        )
+        died = asyncio.ensure_future(self._worker.wait())
+        await asyncio.wait({self._ready, died}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        died.cancel()
+        if not self._ready.done() or "error" in self._ready.result():
+            why = self._ready.result()["error"] if self._ready.done() else self.log
+            await self.stop()
+            raise RuntimeError(f"the worker did not start: {why}")
+        found: dict[str, Any] = self._ready.result()
+        self.worker_url = found["uri"]
+        await _listens(self.worker_url)
+        functions: list[dict[str, Any]] = found["functions"]
+        return functions
+
+    async def kill_worker(self) -> None:
+        """SIGKILL; what it was invoked for has failed."""
+        self._worker.kill()
+        await self._worker.wait()
+        for invocation in self.pending:
+            invocation.ok = False
+            invocation.answered.set()
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """host.json's extensions, and the app settings that are over them."""
+        found: dict[str, Any] = json.loads((self.app_dir / "host.json").read_text())["extensions"]
+        for name, value in self.env.items():
+            if name.startswith(f"{OVERRIDE}extensions__"):
+                _, extension, setting = name.removeprefix(OVERRIDE).split("__")
+                found[extension][setting] = value
+        return found
+
     async def stop(self) -> None:
+        for task in self._listeners:
+            task.cancel()
+        await asyncio.gather(*self._listeners, return_exceptions=True)
         if hasattr(self, "_front"):
             for listener in self._front.servers:
                 listener.close()
-            await self._client.aclose()
+        await self._client.aclose()
         if self._worker.returncode is None:
             self._worker.terminate()
             await self._worker.wait()
@@ -270,17 +320,31 @@ class Host:
         self._log.close()
         self._folder.cleanup()
 
-    async def _connected(
+    def invoke(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        ready: asyncio.Future[dict[str, Any]],
-    ) -> None:
+        function: str,
+        headers: Mapping[str, str],
+        function_id: str,
+        parameter: str,
+        **more: Any,
+    ) -> Invocation:
+        """Begins an invocation: of HTTP, with the call beside it."""
+        invocation = Invocation(str(uuid.uuid4()), function, headers)
+        self.invocations[invocation.id] = invocation
+        order = {"id": invocation.id, "function_id": function_id, "parameter": parameter, **more}
+        if self._worker.returncode is None:
+            self._writer.write(json.dumps(order).encode() + b"\n")
+        else:
+            invocation.ok = False
+            invocation.answered.set()
+        return invocation
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         while line := await reader.readline():
             message = json.loads(line)
             if message["type"] == "init":
-                ready.set_result(message)
+                self._ready.set_result(message)
             else:
                 invocation = self.invocations[message["id"]]
                 invocation.ok = message["ok"]
@@ -305,8 +369,7 @@ class Host:
 
     async def _forward(self, route: Route, scope: Any, receive: Any, send: Any) -> None:
         said = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-        invocation = Invocation(str(uuid.uuid4()), route.name, said)
-        self.invocations[invocation.id] = invocation
+        invocation = self.invoke(route.name, said, route.function_id, route.parameter)
         headers = [
             (k, v) for k, v in scope["headers"] if k not in HOP_BY_HOP or (k, v.lower()) == CHUNKED
         ]
@@ -318,8 +381,6 @@ class Host:
         forwarding = asyncio.ensure_future(
             self._relay(httpx.Request(scope["method"], target, headers=headers, stream=body), send)
         )
-        order = {"id": invocation.id, "function_id": route.function_id}
-        self._writer.write(json.dumps({**order, "parameter": route.parameter}).encode() + b"\n")
         leaving = asyncio.ensure_future(body.hang_up())
         await asyncio.wait({forwarding, leaving}, return_when=asyncio.FIRST_COMPLETED)
         leaving.cancel()

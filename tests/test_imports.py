@@ -23,7 +23,7 @@ LAYERS = [
     ["configuration"],
     ["reference", "forward", "recorder"],
     ["outbox"],
-    ["delivery", "commits"],
+    ["delivery", "commits", "storage"],
     ["selection"],
     ["answer"],
     ["form"],

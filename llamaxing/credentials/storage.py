@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -12,72 +12,97 @@ from llamaxing.document import UNRESOLVED, is_unresolved
 
 # From this version on, tokens are accepted.
 _VERSION = "2021-12-02"
-_SIGNED_FOR = timedelta(minutes=15)
+# How long a signature of ours is good, and how long before its end another is made.
+_SIGNED_FOR = timedelta(hours=1)
+_SPARE = timedelta(minutes=15)
 
 # Azurite's account, as its documentation has it; it is nobody's secret.
 _DEVELOPMENT = (
     "AccountName=devstoreaccount1;AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVEr"
-    "CW2z5+hV2qFdmg5CzaZYXWzfwhA==;BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1"
+    "CW2z5+hV2qFdmg5CzaZYXWzfwhA==;BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1;"
+    "QueueEndpoint=http://127.0.0.1:10001/devstoreaccount1"
 )
 
 
 class Connection:
     """The app setting NAME holds a connection string; or NAME__accountName, NAME__blobServiceUri,
-    NAME__credential, NAME__clientId and so on an account and an identity.
+    NAME__queueServiceUri, NAME__credential, NAME__clientId and so on an account and an identity.
 
     Without a name it is whatever identity there is.
     """
 
     def __init__(self, name: str, environ: Mapping[str, str]) -> None:
         """Raises ValueError for a connection string that cannot be read."""
-        self._text = _parts(environ.get(name, "") if name else "")
-        self._account = environ.get(f"{name}__accountName", "") if name else ""
-        self._blobs = environ.get(f"{name}__blobServiceUri", "") if name else ""
+        given = {key: value for key, value in environ.items() if name and value}
+        self._text = _parts(given.get(name, ""))
+        self._account = given.get(f"{name}__accountName", "")
+        self._uris = {it: given.get(f"{name}__{it}ServiceUri", "") for it in ("blob", "queue")}
         self._key = SecretStr(self._text.get("accountkey", ""))
+        self._signature = SecretStr(self._text.get("sharedaccesssignature", "").lstrip("?"))
+        self._signed_until: datetime | None = None
         self._entra = Entra(STORAGE, credential(environ, f"{name}__" if name else "AZURE_"))
 
     @property
     def blobs(self) -> str:
         """The URL of the account's blobs; empty where the connection names no account."""
-        text = self._text
-        account = text.get("accountname") or self._account
-        scheme = text.get("defaultendpointsprotocol", "https")
-        suffix = text.get("endpointsuffix", "core.windows.net")
-        made = f"{scheme}://{account}.blob.{suffix}" if account else ""
-        return (text.get("blobendpoint") or self._blobs or made).rstrip("/")
+        return self._url("blob")
+
+    @property
+    def queues(self) -> str:
+        """The same of its queues."""
+        return self._url("queue")
 
     async def signed(self, url: str) -> tuple[str, dict[str, str]]:
-        """The URL of a blob to read, and the headers to read it with.
+        """The URL of a call, and the headers to make it with.
 
         Raises `ConnectionError` when no token is to be had.
         """
         headers = {"x-ms-version": _VERSION}
-        if "sig=" in urlsplit(url).query:
+        query = urlsplit(url).query
+        if "sig=" in query:
             return url, headers
-        if signature := self._text.get("sharedaccesssignature"):
-            return f"{url}?{signature.lstrip('?')}", headers
-        if self._key.get_secret_value():
-            return f"{url}?{await asyncio.to_thread(self._signature, url)}", headers
+        await self._sign()
+        if signature := self._signature.get_secret_value():
+            return f"{url}{'&' if query else '?'}{signature}", headers
         token = await self._entra.token()
         return url, {**headers, "authorization": f"Bearer {token.get_secret_value()}"}
 
-    def _signature(self, url: str) -> str:
-        from azure.storage.blob import BlobSasPermissions, generate_blob_sas
+    def _url(self, service: str) -> str:
+        text = self._text
+        account = text.get("accountname") or self._account
+        scheme = text.get("defaultendpointsprotocol", "https")
+        suffix = text.get("endpointsuffix", "core.windows.net")
+        made = f"{scheme}://{account}.{service}.{suffix}" if account else ""
+        return (text.get(f"{service}endpoint") or self._uris[service] or made).rstrip("/")
 
-        account = self._text["accountname"]
-        parts = urlsplit(url)
-        within = unquote(parts.path).lstrip("/")
-        if not (parts.hostname or "").startswith(f"{account}."):
-            # The path of an emulator begins with the account.
-            within = within.removeprefix(f"{account}/")
-        container, _, blob = within.partition("/")
-        signature: str = generate_blob_sas(
-            account,
-            container,
-            blob,
-            account_key=self._key.get_secret_value(),
-            permission=BlobSasPermissions(read=True),
-            expiry=datetime.now(UTC) + _SIGNED_FOR,
+    async def _sign(self) -> None:
+        """By the account's key, where that is what we have."""
+        now = datetime.now(UTC)
+        if not self._key.get_secret_value() or (
+            self._signed_until is not None and now < self._signed_until - _SPARE
+        ):
+            return
+        until = now + _SIGNED_FOR
+        self._signature = SecretStr(await asyncio.to_thread(self._made, until))
+        self._signed_until = until
+
+    def _made(self, until: datetime) -> str:
+        from azure.storage.blob import (
+            AccountSasPermissions,
+            ResourceTypes,
+            Services,
+            generate_account_sas,
+        )
+
+        signature: str = generate_account_sas(
+            self._text["accountname"],
+            self._key.get_secret_value(),
+            ResourceTypes(service=False, container=True, object=True),
+            AccountSasPermissions(
+                read=True, write=True, delete=True, add=True, create=True, update=True, process=True
+            ),
+            until,
+            services=Services(blob=True, queue=True),
         )
         return signature
 

@@ -5,13 +5,17 @@ Its constructor takes its `Options`, the `plugins.Surroundings`, and the deliver
 their names. It neither blocks nor connects, and raises ValueError for options that cannot be used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 
 class OutboxFailed(OSError):
     """It cannot take a record, or give one back."""
+
+
+class Refused(Exception):
+    """What can never be delivered, and why."""
 
 
 class Undelivered(OutboxFailed):
@@ -31,11 +35,27 @@ class Waiting:
     oldest: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A queue of the platform's, which calls `deliver` with the text of each message and deletes
+    those for which it returns. `connection`: the app setting that names the storage. `postpone` has
+    a message wait, where it cannot be delivered yet."""
+
+    sink: str
+    queue: str
+    connection: str
+    deliver: Callable[[bytes], Awaitable[None]]
+    postpone: Callable[[bytes], Awaitable[None]]
+
+
 class Outbox(Protocol):
     """At least once: a record stays until its sink has it, or has refused it for good (poison).
 
     All methods raise `OutboxFailed`.
     """
+
+    triggers: Mapping[str, Trigger]
+    """By sink; none where the outbox delivers by itself."""
 
     async def open(self) -> None:
         """To see, at the start, whether it can be used. What may be away is not asked for."""

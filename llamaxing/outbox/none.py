@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from llamaxing.delivery import Delivery, Later
-from llamaxing.outbox import OutboxFailed, Undelivered, Waiting
+from llamaxing.outbox import OutboxFailed, Trigger, Undelivered, Waiting
 from llamaxing.plugins import Surroundings
 
 # Seconds that a call waits for a sink; the recorder waits a little longer.
@@ -17,6 +17,8 @@ _WITHIN = 4.0
 class NoOutbox:
     class Options(BaseModel, frozen=True):
         pass
+
+    triggers: Mapping[str, Trigger] = {}
 
     def __init__(
         self, options: Options, surroundings: Surroundings, deliveries: Mapping[str, Delivery]

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from llamaxing.commits import Commits, Row
 from llamaxing.delivery import Batch, Delivery, Feed
-from llamaxing.outbox import OutboxFailed, Waiting
+from llamaxing.outbox import OutboxFailed, Trigger, Waiting
 from llamaxing.plugins import Surroundings
 
 T = TypeVar("T")
@@ -69,10 +70,11 @@ _UNSEEN = 16 * 1024 * 1024
 
 class SQLiteOutbox:
     class Options(BaseModel, frozen=True):
-        outbox_path: str = Field(
-            default="outbox.db",
-            description="The file of the outbox `sqlite`, on a disk of this machine: never on a "
-            "network share, as Azure's `/home` is. Two files beside it belong to it.",
+        outbox_path: str | None = Field(
+            default=None,
+            description="The file of the outbox `sqlite`, on a disk of this machine; two files "
+            "beside it belong to it. By default `llamaxing-outbox.db` in the folder where the "
+            "gateway runs; on Azure, where that is on a network share, in the temporary folder.",
         )
         outbox_limit: int = Field(
             default=1024**3,
@@ -86,10 +88,12 @@ class SQLiteOutbox:
             "comes; `full`: also a power cut, for a write to the disk with each commit.",
         )
 
+    triggers: Mapping[str, Trigger] = {}
+
     def __init__(
         self, options: Options, surroundings: Surroundings, deliveries: Mapping[str, Delivery]
     ) -> None:
-        self._path = Path(options.outbox_path)
+        self._path = _path(options.outbox_path, "WEBSITE_INSTANCE_ID" in surroundings.environ)
         self._limit = options.outbox_limit
         self._synchronous = options.outbox_synchronous
         self._clock = surroundings.clock
@@ -221,6 +225,16 @@ class SQLiteOutbox:
         values = [value for row in rows for value in row]
         connection.execute(_PUT.format(rows=",".join(["(?,?,?,?,?)"] * len(rows))), values)
         self._room -= size
+
+
+def _path(given: str | None, on_azure: bool) -> Path:
+    """Raises ValueError for one on the share that all instances of an app have in common."""
+    if given is None:
+        return Path(tempfile.gettempdir() if on_azure else "", "llamaxing-outbox.db")
+    path = Path(given).absolute()
+    if on_azure and path.parts[1:2] == ("home",):
+        raise ValueError("outbox_path is below /home, a network share on Azure; choose another")
+    return path
 
 
 def _nothing(connection: sqlite3.Connection) -> None:

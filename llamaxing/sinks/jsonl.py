@@ -1,6 +1,7 @@
 """A file with one record a line, in JSON. Several processes may write to one file."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Mapping, Sequence
 
@@ -23,6 +24,7 @@ class JsonLines:
 
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
         self._path = options.logging_client_jsonl_filename
+        self._torn = False
 
     async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
         lines = msgspec.json.Encoder().encode_lines(records)
@@ -36,9 +38,13 @@ class JsonLines:
         # One write in append mode: lines of several processes do not mix.
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(file, lines)
+            written = os.write(file, b"\n" + lines if self._torn else lines)
         finally:
             os.close(file)
+        # The disk is full: what has been written of a line is one by itself.
+        self._torn = written < len(lines)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 PLUGIN = JsonLines
