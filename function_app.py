@@ -28,7 +28,7 @@ def deliver(name: str, trigger: functions.Trigger) -> None:
     """One function a queue, where records wait in queues."""
 
     async def run(message: func.QueueMessage) -> None:
-        await trigger.deliver(message.get_body())
+        await functions.deliver(gateway, trigger, message)
 
     app.function_name(name)(app.queue_trigger("message", trigger.queue, trigger.connection)(run))
 

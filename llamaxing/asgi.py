@@ -69,6 +69,12 @@ class Application:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 
+    async def deliver(self, sink: str, message: bytes) -> None:
+        """What waits in a queue of the platform's. Raises `ConfigurationError`, `Refused`, and
+        OSError where the queues fail."""
+        opened = await self._gateway()
+        await opened.gateway.deliver(sink, message)
+
     async def end(self) -> None:
         """From here on new calls are refused; returns when the open ones have ended, or with the
         grace period, which cuts them off."""

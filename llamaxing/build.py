@@ -44,8 +44,8 @@ from llamaxing.upstream import AiohttpTransport, Timeouts
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
 
-# Connections that deliveries may have at once.
-_TO_SINKS = 100
+# Connections with which messages are sent back to wait.
+_TO_QUEUES = 20
 
 
 def application(
@@ -63,17 +63,13 @@ def application(
     return Application(open_gateway)
 
 
-def triggers(environ: Mapping[str, str]) -> Mapping[str, Trigger]:
-    """The queues whose messages the platform has to bring here, by their sinks.
+def triggers(environ: Mapping[str, str]) -> Sequence[Trigger]:
+    """The queues whose messages the platform has to bring here; nothing is opened.
 
-    Raises `ConfigurationError`. Nothing is opened before the first message.
+    Raises `ConfigurationError`.
     """
-    build = Build(environ)
-    return {
-        sink: trigger
-        for outbox in build.recording(AiohttpTransport(_TO_SINKS)).outboxes
-        for sink, trigger in outbox.triggers.items()
-    }
+    found = Build(environ).recording(AiohttpTransport(_TO_QUEUES))
+    return [it for outbox in found.outboxes for it in outbox.triggers.values()]
 
 
 def schemas() -> dict[str, dict[str, Any]]:

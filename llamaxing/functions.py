@@ -77,13 +77,23 @@ def auth_level(environ: Mapping[str, str], folder: Path | None = None) -> func.A
 
 
 def triggers(environ: Mapping[str, str], folder: Path | None = None) -> Mapping[str, Trigger]:
-    """The queue-triggered functions that there are, by their names."""
+    """The functions that queues trigger, by their names."""
     try:
         found = build.triggers(settings.environment(environ, folder or Path.cwd()))
     except ConfigurationError:
-        # The gateway tells its callers; and the messages wait.
+        # The gateway tells its callers, and the messages wait.
         return {}
-    return {f"deliver_{sink}": trigger for sink, trigger in found.items()}
+    return {f"deliver_{trigger.sink}": trigger for trigger in found}
+
+
+async def deliver(application: Application, trigger: Trigger, message: func.QueueMessage) -> None:
+    """Raises only for what can never be delivered, and where storage fails."""
+    text = message.get_body()
+    try:
+        await application.deliver(trigger.sink, text)
+    except ConfigurationError:
+        # Whose record it is, and by which keys it goes, cannot be known before it is mended.
+        await trigger.postpone(text)
 
 
 def require_init_indexing(

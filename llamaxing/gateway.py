@@ -108,6 +108,11 @@ class Gateway:
         """Begins to deliver the records that an earlier process has left."""
         self._recorder.start()
 
+    async def deliver(self, sink: str, message: bytes) -> None:
+        """What the platform brings from the queue of a sink; there may be no calls besides."""
+        self.live.look()
+        await self._recorder.deliver(sink, message)
+
     def cut_off(self) -> None:
         """Who is cancelled from here on has not hung up."""
         self._cut_off = True

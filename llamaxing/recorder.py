@@ -100,6 +100,10 @@ class Recorder:
         except Exception:
             log.exception("exchange %s is not recorded", exchange.id)
 
+    async def deliver(self, sink: str, message: bytes) -> None:
+        """What the platform brings."""
+        await self._outboxes[0].triggers[sink].deliver(message)
+
     async def status(self) -> Mapping[str, Any]:
         """What waits, by sink, for whoever runs the gateway."""
         if not self._outboxes:

@@ -38,11 +38,14 @@ class Waiting:
 @dataclass(frozen=True, slots=True)
 class Trigger:
     """A queue of the platform's, which calls `deliver` with the text of each message and deletes
-    those for which it returns. `connection`: the app setting that names the storage."""
+    those for which it returns. `connection`: the app setting that names the storage. `postpone` has
+    a message wait, where it cannot be delivered yet."""
 
+    sink: str
     queue: str
     connection: str
     deliver: Callable[[bytes], Awaitable[None]]
+    postpone: Callable[[bytes], Awaitable[None]]
 
 
 class Outbox(Protocol):

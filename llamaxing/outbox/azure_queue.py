@@ -84,7 +84,14 @@ class AzureQueueOutbox:
         self._poison = {it: storage.queue(f"{_queue(prefix, it)}-poison") for it in deliveries}
         self._blobs = storage.container(f"{prefix}-outbox")
         self.triggers = {
-            it: Trigger(_queue(prefix, it), name, partial(self._deliver, it)) for it in deliveries
+            it: Trigger(
+                it,
+                _queue(prefix, it),
+                name,
+                partial(self._deliver, it),
+                partial(self._postpone, it),
+            )
+            for it in deliveries
         }
 
     async def open(self) -> None:
@@ -180,9 +187,7 @@ class AzureQueueOutbox:
     async def _deliver(self, sink: str, text: bytes) -> None:
         """Raises `Refused` for what can never be delivered; and `StorageFailed`, where a record
         that has to wait cannot. The platform tries both again, and then calls them poison."""
-        message = _read(text)
-        if message is None:
-            raise Refused(f"{sink}: the message cannot be read")
+        message = _understood(sink, text)
         record = await self._blobs.get(message.blob) if message.blob else bytes(message.record)
         if record is None:
             log.warning("record %s: its blob is gone, so %s has it", ascii(message.id), sink)
@@ -196,6 +201,10 @@ class AzureQueueOutbox:
             raise Refused(f"{sink} refuses record {message.id!a}: {refused[message.id]!a}")
         if message.blob:
             await self._blobs.delete(message.blob)
+
+    async def _postpone(self, sink: str, text: bytes) -> None:
+        """Raises as `_deliver` does."""
+        await self._again(sink, _understood(sink, text))
 
     async def _again(self, sink: str, message: _Message) -> None:
         """Another message takes its place, later; the platform then deletes this one."""
@@ -221,6 +230,13 @@ def _read(text: bytes) -> _Message | None:
         return _decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def _understood(sink: str, text: bytes) -> _Message:
+    message = _read(text)
+    if message is None:
+        raise Refused(f"{sink}: the message cannot be read")
+    return message
 
 
 def _blob(text: bytes) -> str:
