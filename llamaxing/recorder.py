@@ -15,7 +15,7 @@ from llamaxing.exchange import Exchange
 from llamaxing.logs import TEXTS, Seldom, log
 from llamaxing.outbox import Outbox, OutboxFailed, Undelivered
 
-# Bytes of a reply that are made into a record before other calls have waited noticeably.
+# Bytes of a call that are made into a record before other calls have waited noticeably.
 _MERGED_ON_THE_LOOP = 64 * 1024
 # Seconds that a call waits for its record to be kept.
 _KEPT_WITHIN = 5.0
@@ -152,7 +152,7 @@ def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, 
 
 
 async def _encoded(exchange: Exchange) -> bytes:
-    if max(exchange.reply.size, len(exchange.request)) < _MERGED_ON_THE_LOOP:
+    if exchange.reply.size + len(exchange.request) < _MERGED_ON_THE_LOOP:
         return _encoder.encode(exchange.record())
     return await asyncio.to_thread(lambda: msgspec.json.encode(exchange.record()))
 

@@ -92,6 +92,13 @@ class LangfuseServer:
     def release(self) -> None:
         self._answers.set()
 
+    def wait_for_requests(self, number: int = 1, seconds: float = 60) -> None:
+        """Returns when so many more have come, whatever became of them."""
+        with self._came:
+            wanted = self.requests + number
+            if not self._came.wait_for(lambda: self.requests >= wanted, seconds):
+                raise TimeoutError(f"{wanted - self.requests} of {number} requests did not come")
+
     def wait_for_traces(self, number: int = 1, seconds: float = 60) -> None:
         """Returns when so many have been taken: from a loop, by `asyncio.to_thread`."""
         with self._came:
@@ -99,7 +106,9 @@ class LangfuseServer:
                 raise TimeoutError(f"{len(self.arrived)} of {number} traces came")
 
     def take(self, authorization: str, body: bytes) -> int:
-        self.requests += 1
+        with self._came:
+            self.requests += 1
+            self._came.notify_all()
         self._answers.wait()
         public, _, secret = (
             base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")

@@ -31,7 +31,7 @@ LAYERS = [
     ["providers", "auth", "sinks", "sources"],
     ["credentials", "plugins", "jwks"],
     ["headers", "exchange", "cors", "clock"],
-    ["replies"],
+    ["replies", "documents"],
     ["identity", "sse", "fitting", "generation", "merging"],
     ["endpoints", "document", "trimming"],
     ["http"],

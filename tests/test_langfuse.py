@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +23,8 @@ from llamaxing.identity import Identities, Identity
 from llamaxing.plugins import Surroundings
 from llamaxing.sinks import Record
 from llamaxing.sinks.langfuse import Langfuse
-from tests.conftest import Serve, model, openai
+from tests.conftest import Serve, configure, model, openai
+from tests.e2e import command
 from tests.fakes import CHAT, DONE, Upstream, chunk
 from tests.langfuse_server import Arrived, LangfuseServer
 
@@ -432,20 +434,15 @@ async def test_half_a_pair_of_keys_is_a_fault(open_sink: Open) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 413, 422])
-async def test_what_the_server_will_never_take_is_refused_and_said_once_a_minute(
-    langfuse: LangfuseServer, open_sink: Open, caplog: pytest.LogCaptureFixture, status: int
+async def test_what_the_server_will_never_take_is_refused(
+    langfuse: LangfuseServer, open_sink: Open, status: int
 ) -> None:
-    sink = open_sink()
     langfuse.status = status
     records = [record(), record()]
 
-    first = await sink.deliver(records)
-    second = await sink.deliver([record()])
+    refused = await open_sink().deliver(records)
 
-    assert first == dict.fromkeys([it["id"] for it in records], f"Langfuse answers {status}")
-    assert len(second) == 1
-    assert caplog.text.count("can never be delivered") == 1
-    assert "sk" not in caplog.text.replace("task", "")
+    assert refused == dict.fromkeys([it["id"] for it in records], f"Langfuse answers {status}")
 
 
 async def test_the_others_arrive_where_one_has_the_wrong_keys(
@@ -572,6 +569,76 @@ async def test_a_whole_call_is_a_trace(
     assert arrived.end // 1000 == microseconds(kept["finished"])
     assert "observation_metadata" not in upstream.journal[0].json
     assert "sk2" not in json.dumps(kept)
+
+
+async def test_traces_wait_while_langfuse_is_away_and_callers_do_not(
+    langfuse: LangfuseServer,
+    serve: Serve,
+    upstream: Upstream,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = {
+        "OBSERVABILITY_CLIENT": "langfuse",
+        "OBSERVABILITY_CLIENT_LANGFUSE_HOST": langfuse.url,
+        "OUTBOX": "sqlite",
+        "OUTBOX_PATH": str(tmp_path / "outbox.db"),
+        "DELIVERY_TIMEOUT": "0.5",
+        "DELIVERY_PAUSE_LIMIT": "0.1",
+        "CONFIGURATION_RELOAD_INTERVAL": "0.001",
+    }
+    models = [model(openai(upstream, "i1"))]
+    gateway = await serve(models, TEAMS, **settings)
+    called = set()
+
+    async def call() -> None:
+        for who in "ab":
+            body = {"model": "m", "messages": [{"role": "user", "content": f"{who}{len(called)}"}]}
+            called.add(body["messages"][0]["content"])
+            headers = {"authorization": f"Bearer key-{who}"}
+            reply = await gateway.post("/v1/chat/completions", json=body, headers=headers)
+            assert reply.status_code == 200
+
+    async def seen(number: int = 2) -> None:
+        await asyncio.to_thread(langfuse.wait_for_requests, number)
+
+    await asyncio.to_thread(langfuse.stop)
+    await call()
+    await asyncio.to_thread(langfuse.start)
+    langfuse.hang()
+    await call()
+    await seen()
+    langfuse.release()
+    langfuse.status = 500
+    await call()
+    await seen()
+    langfuse.status = 200
+    await asyncio.to_thread(langfuse.wait_for_traces, len(called))
+    # A key is rotated there, and only then here.
+    langfuse.projects["pk"] = "sk-new"
+    await call()
+    while "langfuse refuses records for good" not in caplog.text:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    environ = configure(tmp_path, models, [team("a", "pk", "sk-new"), TEAMS[1]]) | settings
+    while caplog.text.count(": 1 models, 2 identities") < 2:
+        await gateway.get("/v1/models", headers={"api-key": "key-b"})
+    code, out, _ = await command(tmp_path, environ, "outbox", "replay")
+    while {told(it) for it in langfuse.arrived} != called:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+    assert (code, out) == (0, "jsonl: 0 to be delivered again\nlangfuse: 1 to be delivered again\n")
+    for arrived in langfuse.arrived:
+        who = told(arrived)[0]
+        assert arrived.attributes["user.id"] == who
+        assert arrived.public_key == {"a": "pk", "b": "pk2"}[who]
+    # What the server took while it hung came again, as the same.
+    assert len({it.span_id for it in langfuse.arrived}) == len(called)
+    assert caplog.text.count("langfuse refuses records for good") == 1
+    assert "sk-new" not in caplog.text
+
+
+def told(arrived: Arrived) -> str:
+    return str(arrived.json("input")[0]["content"])
 
 
 def microseconds(moment: str) -> int:

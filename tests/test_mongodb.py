@@ -213,6 +213,19 @@ async def test_only_what_the_collection_refuses_is_refused(sink: Sink) -> None:
     assert [it["_id"] for it in await sink.found()] == ["a", "c"]
 
 
+async def test_a_whole_that_the_collection_refuses_is_refused_though_its_beginning_is_there(
+    sink: Sink,
+) -> None:
+    validator = {"$or": [{"finished": None}, {"model": {"$ne": "forbidden"}}]}
+    await sink.apicalls.database.create_collection("apicalls", validator=validator)
+    await sink.deliver(begun("a"), begun("b"))
+
+    refused = await sink.deliver(record("a"), record("b", model="forbidden"))
+
+    assert refused == {"b": "Document failed validation (code 121)"}
+    assert [it["complete"] for it in await sink.found()] == [True, False]
+
+
 async def test_one_record_that_makes_a_server_refuse_all_is_found_out(
     mongod: Mongod, open_sink: Open
 ) -> None:

@@ -14,7 +14,6 @@ from pydantic import BaseModel, Field, SecretStr, field_validator
 from llamaxing import otlp
 from llamaxing.generation import span
 from llamaxing.identity import ANONYMOUS
-from llamaxing.logs import log
 from llamaxing.plugins import Surroundings
 from llamaxing.sinks import Record
 
@@ -24,7 +23,6 @@ _SDK = "5.0.4"
 _NEVER = frozenset({400, 401, 403, 413, 422})
 # Bytes of one request; Langfuse's own limit is 4.5 MB.
 _LARGEST = 3_500_000
-_TOLD_EVERY = 60.0
 
 Keys = tuple[str, SecretStr]
 
@@ -67,7 +65,6 @@ class Langfuse:
         self._default: Keys | None = (public, secret) if public and secret else None
         self._web = surroundings.web
         self._identities = surroundings.identities
-        self._tell_again = 0.0
 
     async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
         refused: dict[str, str] = {}
@@ -88,8 +85,6 @@ class Langfuse:
                 # Where another project has its traces already, it is given the same ones again.
                 raise outcome
             refused |= outcome
-        if refused:
-            self._tell(refused)
         return refused
 
     async def aclose(self) -> None:
@@ -145,13 +140,6 @@ class Langfuse:
         if not reply.is_success and reply.status_code not in _NEVER:
             raise ConnectionError(f"Langfuse answers {reply.status_code}")
         return reply.status_code
-
-    def _tell(self, refused: Mapping[str, str]) -> None:
-        now = asyncio.get_running_loop().time()
-        if now >= self._tell_again:
-            self._tell_again = now + _TOLD_EVERY
-            id, why = next(iter(refused.items()))
-            log.error("trace of %s can never be delivered: %s (said once a minute)", id, why)
 
 
 PLUGIN = Langfuse

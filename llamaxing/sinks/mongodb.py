@@ -2,13 +2,12 @@
 
 import asyncio
 import importlib
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
-from llamaxing.fitting import fitted
+from llamaxing.documents import document
 from llamaxing.logs import log
 from llamaxing.plugins import Surroundings
 from llamaxing.sinks import Record
@@ -16,12 +15,14 @@ from llamaxing.sinks import Record
 # A server that does not answer within these is away, and the records wait for it; the URI may
 # say otherwise.
 _WAITS = {"connectTimeoutMS": 5_000, "serverSelectionTimeoutMS": 5_000, "socketTimeoutMS": 10_000}
-_DUPLICATE = 11000
+_THERE = 11000
 # What a server says of a document that it will never take: of a wrong type, too deep, too large
 # (16: Cosmos DB), not BSON, with names that it does not allow, or against the collection's rules.
 _NEVER = frozenset({14, 15, 16, 22, 52, 53, 55, 56, 57, 121, 10334, 17280})
 _OTHER_OPTIONS = frozenset({85, 86})
-_INT64 = range(-(2**63), 2**63)
+
+Failures = dict[int, tuple[int, str]]
+"""By the place of a document: the server's code, and its words."""
 
 
 class MongoDB:
@@ -67,13 +68,10 @@ class MongoDB:
         documents, refused = await asyncio.to_thread(self._documents, records)
         ids = list(documents)
         failed = await self._insert([documents[id] for id in ids])
-        for at, (code, why) in failed.items():
-            if code != _DUPLICATE:
-                refused[ids[at]] = why
-            elif documents[ids[at]]["finished"]:
-                begun = {"_id": ids[at], "finished": None}
-                await self._apicalls.replace_one(begun, documents[ids[at]])
-        return refused
+        there = [ids[at] for at, (code, _) in failed.items() if code == _THERE]
+        refused |= {ids[at]: why for at, (code, why) in failed.items() if code != _THERE}
+        failed = await self._complete([documents[id] for id in there])
+        return refused | {there[at]: why for at, (_, why) in failed.items()}
 
     async def aclose(self) -> None:
         if self._client is not None:
@@ -129,20 +127,13 @@ class MongoDB:
             ]
         )
 
-    async def _insert(self, documents: Sequence[Any]) -> dict[int, tuple[int, str]]:
-        """Those that the server did not take, and will not: by their place, its code and words."""
-        from pymongo.errors import BulkWriteError, OperationFailure
+    async def _insert(self, documents: Sequence[Any]) -> Failures:
+        from pymongo.errors import OperationFailure
 
         if not documents:
             return {}
         try:
-            await self._apicalls.insert_many(documents, ordered=False)
-        except BulkWriteError as error:
-            failed = {it["index"]: (it["code"], _words(it)) for it in error.details["writeErrors"]}
-            codes = {code for code, _ in failed.values()}
-            if error.details["writeConcernErrors"] or codes - _NEVER - {_DUPLICATE}:
-                raise
-            return failed
+            return await _failures(self._apicalls.insert_many(documents, ordered=False))
         except OperationFailure as error:
             if error.code not in _NEVER:
                 raise
@@ -151,7 +142,16 @@ class MongoDB:
             # One of them made it refuse all: which one, it tells when asked for each.
             each = [await self._insert([document]) for document in documents]
             return {at: failed[0] for at, failed in enumerate(each) if failed}
-        return {}
+
+    async def _complete(self, documents: Sequence[Any]) -> Failures:
+        """Puts these where the beginning of their exchange stands."""
+        from pymongo import ReplaceOne
+
+        if not documents:
+            return {}
+        begun = [{"_id": it["_id"], "finished": None} for it in documents]
+        writes = [ReplaceOne(*both) for both in zip(begun, documents, strict=True)]
+        return await _failures(self._apicalls.bulk_write(writes, ordered=False))
 
     def _documents(self, records: Sequence[Record]) -> tuple[dict[str, Any], dict[str, str]]:
         from bson.errors import BSONError
@@ -171,38 +171,19 @@ class MongoDB:
 PLUGIN = MongoDB
 
 
-def document(record: Record, limit: int) -> Any:
-    """The record as a `RawBSONDocument` of at most `limit` bytes."""
-    import bson
-    from bson.raw_bson import RawBSONDocument
+async def _failures(writing: Awaitable[object]) -> Failures:
+    """What the server did not take of a bulk, and will not. Raises for every other failure."""
+    from pymongo.errors import BulkWriteError
 
-    fields = {name: _value(value) for name, value in record.items() if name != "id"}
-    fields = {"_id": record["id"], **fields}
-    # As those know it who query what the gateway before this one has written.
-    fields["metadata"] = {**(fields.get("metadata") or {}), "caller": fields.get("identity")}
-    for timed in (fields, *fields["attempts"]):
-        for name in timed.keys() & {"started", "first_byte", "finished"}:
-            timed[name] = timed[name] and datetime.fromisoformat(timed[name])
-    encoded = b""
-
-    def excess(fields: dict[str, Any]) -> int:
-        nonlocal encoded
-        encoded = bson.encode(fields)
-        return len(encoded) - limit
-
-    small = fitted(fields, excess)
-    return RawBSONDocument(encoded if small is fields else bson.encode(small))
-
-
-def _value(value: Any) -> Any:
-    """The value as BSON has it: an integer of 64 bits, and no NUL in a name."""
-    if isinstance(value, dict):
-        return {name.replace("\0", "\N{SYMBOL FOR NULL}"): _value(it) for name, it in value.items()}
-    if isinstance(value, list):
-        return [_value(item) for item in value]
-    if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
-        return str(value)
-    return value
+    try:
+        await writing
+    except BulkWriteError as error:
+        failed = {it["index"]: (it["code"], _words(it)) for it in error.details["writeErrors"]}
+        codes = {code for code, _ in failed.values()}
+        if error.details["writeConcernErrors"] or codes - _NEVER - {_THERE}:
+            raise
+        return failed
+    return {}
 
 
 def _words(error: Mapping[str, Any]) -> str:
