@@ -8,6 +8,7 @@ each of two gateways, and tells what it saw in a line of JSON.
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ NOW, BEFORE = "requirements-clients.txt", "requirements-clients-openai2.txt"
 CHAT = ("chat_plain", "chat_streamed", "chat_tools")
 EMBEDDINGS = ("embeddings_texts",)
 RESPONSES = ("responses_plain", "responses_streamed", "responses_tools", "responses_turns")
+# Agents of semantic-kernel do not tell the usage of a stream.
+AGENT = ("responses_plain", "responses_tools", "responses_turns")
+OBJECTS = ("chat_objects", "responses_objects")
 ALL = CHAT + EMBEDDINGS + RESPONSES
 
 # What a script is told beside its argument: nothing of the developer's own, and no calls home.
@@ -30,10 +34,6 @@ ENVIRON = {
     "OPENAI_AGENTS_DISABLE_TRACING": "1",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }
-
-PYTHON_OPENAI = 'base_url="https://GATEWAY/v1"'
-PYTHON_AZURE = 'azure_endpoint="https://GATEWAY"'
-NODE_OPENAI = 'baseURL: "https://GATEWAY/v1"'
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,19 @@ class Client:
         return program, str(HERE / self.script)
 
 
+_V1 = '"https://GATEWAY/v1"'
+_HOST = '"https://GATEWAY"'
+_BASE_URL = f"base_url={_V1}"
+_AZURE_ENDPOINT = f"azure_endpoint={_HOST}"
+
+_CLIENT = f"AsyncOpenAI(base_url={_V1})"
+_AZURE_CLIENT = f"AsyncAzureOpenAI(azure_endpoint={_HOST})"
+
 _OPENAI_PYTHON = (
-    Row("OpenAI", PYTHON_OPENAI, ALL),
-    Row("AsyncOpenAI", PYTHON_OPENAI, ALL),
-    Row("AzureOpenAI", PYTHON_AZURE, ALL),
-    Row("AsyncAzureOpenAI", PYTHON_AZURE, ALL),
+    Row("OpenAI", _BASE_URL, ALL),
+    Row("AsyncOpenAI", _BASE_URL, ALL),
+    Row("AzureOpenAI", _AZURE_ENDPOINT, ALL),
+    Row("AsyncAzureOpenAI", _AZURE_ENDPOINT, ALL),
 )
 
 CLIENTS = (
@@ -94,22 +102,8 @@ CLIENTS = (
         NPM,
         "openai_client.cjs",
         (
-            Row("OpenAI", NODE_OPENAI, ALL),
-            Row("AzureOpenAI", 'endpoint: "https://GATEWAY"', ALL),
-        ),
-    ),
-    Client(
-        "LangChain",
-        "langchain-openai",
-        NOW,
-        "langchain_client.py",
-        (
-            Row("ChatOpenAI, OpenAIEmbeddings", PYTHON_OPENAI, (*ALL, "embeddings_tokens")),
-            Row(
-                "AzureChatOpenAI, AzureOpenAIEmbeddings",
-                PYTHON_AZURE,
-                (*ALL, "embeddings_tokens"),
-            ),
+            Row("OpenAI", f"baseURL: {_V1}", ALL),
+            Row("AzureOpenAI", f"endpoint: {_HOST}", ALL),
         ),
     ),
     Client(
@@ -118,12 +112,125 @@ CLIENTS = (
         NPM,
         "vercel_client.cjs",
         (
-            Row("createOpenAI()(model)", NODE_OPENAI, EMBEDDINGS + RESPONSES),
-            Row("createOpenAI().chat(model)", NODE_OPENAI, CHAT),
+            Row("createOpenAI()(model)", f"baseURL: {_V1}", EMBEDDINGS + RESPONSES),
+            Row("createOpenAI().chat(model)", f"baseURL: {_V1}", CHAT),
             Row(
                 "createAzure()(model)", 'baseURL: "https://GATEWAY/openai"', EMBEDDINGS + RESPONSES
             ),
             Row("createAzure().chat(model)", 'baseURL: "https://GATEWAY/openai"', CHAT),
         ),
     ),
+    Client(
+        "LangChain",
+        "langchain-openai",
+        NOW,
+        "langchain_client.py",
+        (
+            Row("ChatOpenAI, OpenAIEmbeddings", _BASE_URL, (*ALL, "embeddings_tokens")),
+            Row(
+                "AzureChatOpenAI, AzureOpenAIEmbeddings",
+                _AZURE_ENDPOINT,
+                (*ALL, "embeddings_tokens"),
+            ),
+        ),
+    ),
+    Client(
+        "LlamaIndex",
+        "llama-index-llms-openai",
+        BEFORE,
+        "llama_index_client.py",
+        (
+            Row("OpenAI, OpenAIEmbedding", f"api_base={_V1}", CHAT + EMBEDDINGS),
+            Row("OpenAIResponses", f"api_base={_V1}", RESPONSES),
+            Row("AzureOpenAI, AzureOpenAIEmbedding", _AZURE_ENDPOINT, CHAT + EMBEDDINGS),
+            Row("AzureOpenAIResponses", _AZURE_ENDPOINT, RESPONSES),
+        ),
+    ),
+    Client(
+        "openai-agents",
+        "openai-agents",
+        NOW,
+        "openai_agents_client.py",
+        (
+            Row("OpenAIProvider()", _BASE_URL, RESPONSES),
+            Row("OpenAIProvider(use_responses=False)", _BASE_URL, CHAT),
+            Row("OpenAIProvider(openai_client=AsyncAzureOpenAI())", _AZURE_ENDPOINT, RESPONSES),
+        ),
+    ),
+    Client(
+        "pydantic-ai",
+        "pydantic-ai-slim",
+        NOW,
+        "pydantic_ai_client.py",
+        (
+            Row(
+                "OpenAIChatModel(provider=OpenAIProvider()), OpenAIEmbeddingModel",
+                _BASE_URL,
+                CHAT + EMBEDDINGS,
+            ),
+            Row("OpenAIResponsesModel(provider=OpenAIProvider())", _BASE_URL, RESPONSES),
+            Row(
+                "OpenAIChatModel(provider=AzureProvider()), OpenAIEmbeddingModel",
+                _AZURE_ENDPOINT,
+                CHAT + EMBEDDINGS,
+            ),
+            Row("OpenAIResponsesModel(provider=AzureProvider())", _AZURE_ENDPOINT, RESPONSES),
+        ),
+    ),
+    Client(
+        "semantic-kernel",
+        "semantic-kernel",
+        NOW,
+        "semantic_kernel_client.py",
+        (
+            Row("OpenAIChatCompletion, OpenAITextEmbedding", _CLIENT, CHAT + EMBEDDINGS),
+            Row("OpenAIResponsesAgent", _CLIENT, AGENT),
+            Row("AzureChatCompletion, AzureTextEmbedding", _AZURE_CLIENT, CHAT + EMBEDDINGS),
+            Row("AzureResponsesAgent", _AZURE_CLIENT, AGENT),
+        ),
+    ),
+    Client(
+        "instructor",
+        "instructor",
+        BEFORE,
+        "instructor_client.py",
+        (
+            Row("from_openai(OpenAI())", _BASE_URL, OBJECTS),
+            Row("from_openai(AzureOpenAI())", _AZURE_ENDPOINT, OBJECTS),
+        ),
+    ),
+    Client(
+        "litellm",
+        "litellm",
+        BEFORE,
+        "litellm_client.py",
+        (
+            Row('completion("openai/…"), embedding', f"api_base={_V1}", CHAT + EMBEDDINGS),
+            Row('responses("openai/…")', f"api_base={_V1}", RESPONSES),
+            Row('completion("azure/…"), embedding', f"api_base={_HOST}", CHAT + EMBEDDINGS),
+            Row('responses("azure/…")', f"api_base={_HOST}", RESPONSES),
+        ),
+    ),
 )
+
+
+def table() -> str:
+    """The README's: a line for all that is told of the gateway in one way."""
+    head = ["client", "version", "class", "base URL to give", "chat", "embeddings", "responses"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for client in CLIENTS:
+        for told in dict.fromkeys(row.told for row in client.rows):
+            rows = [row for row in client.rows if row.told == told]
+            classes = ", ".join(f"`{it}`" for row in rows for it in row.classes.split(", "))
+            seen = [_words(rows, kind) for kind in ("chat", "embeddings", "responses")]
+            version = f"`{client.package}` {client.version}"
+            cells = [client.name, version, classes, f"`{told}`", *seen]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _words(rows: Sequence[Row], kind: str) -> str:
+    """What every class was seen to do that does any of the kind."""
+    cases = [[it for it in row.cases if it.startswith(f"{kind}_")] for row in rows]
+    [words] = {tuple(it) for it in cases if it} or {()}
+    return ", ".join(it.removeprefix(f"{kind}_") for it in words)

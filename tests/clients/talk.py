@@ -60,10 +60,12 @@ def seen(embedded: Sequence[Sequence[float]]) -> dict[str, Any]:
         "chat_plain": plain,
         "chat_streamed": streamed,
         "chat_tools": tools,
+        "chat_objects": [CITY, CITY],
         "embeddings_texts": embedded,
         "embeddings_tokens": [VECTOR, VECTOR],
         "responses_plain": plain,
         "responses_streamed": streamed,
         "responses_tools": tools,
+        "responses_objects": [CITY, CITY],
         "responses_turns": [ANSWER, NEXT_ANSWER],
     }

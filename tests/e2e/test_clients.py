@@ -150,5 +150,5 @@ async def run(client: Client, gateways: Sequence[str], home: Path) -> dict[Any, 
     )
     out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
-    told = [json.loads(line) for line in out.decode().splitlines()]
+    told = [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]
     return {(it["classes"], it["case"], it["gateway"]): it["seen"] for it in told}
