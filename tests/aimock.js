@@ -1,6 +1,6 @@
 // aimock for tests/services.py: node aimock.js AIMOCK/dist/index.cjs KEY FIXTURES.json
-// It prints its URL, and ends when its standard input does. `GET /calls` has what it was asked and
-// what it answered so far, to the byte; its own journal has a translation of some.
+// It prints its URL, and ends when its standard input does. `GET /calls` tells, once, what it was
+// asked and what it answered, to the byte; its own journal has a translation of some.
 "use strict";
 const { readFileSync } = require("node:fs");
 const [, , aimock, key, fixtures] = process.argv;
@@ -13,7 +13,7 @@ const mock = new LLMock({ auth: { apiKeys: [key] }, chunkSize: 6, strict: true }
 mock.addFixturesFromJSON(readFileSync(fixtures, "utf8"));
 mock.mount("/calls", {
   async handleRequest(_, response) {
-    response.end(JSON.stringify(calls));
+    response.end(JSON.stringify(calls.splice(0)));
     return true;
   },
 });

@@ -203,9 +203,8 @@ class Aimock:
     def __exit__(self, *_: object) -> None:
         _end(self._process)
 
-    @property
-    def calls(self) -> list[dict[str, str]]:
-        """The `path`, what was `asked` and what was `answered`, of each POST so far."""
+    def take_calls(self) -> list[dict[str, str]]:
+        """The `path`, what was `asked` and `answered`, of each POST since the last time."""
         headers = {"authorization": f"Bearer {self.key}"}
         reply = httpx.get(f"{self.url}/calls", headers=headers, trust_env=False)
         calls: list[dict[str, str]] = reply.json()

@@ -110,6 +110,8 @@ async def test_a_client_sees_what_upstream_said(
     tmp_path: Path,
 ) -> None:
     expected = talk.seen(embedded)
+    for upstream in upstreams:
+        upstream.take_calls()
 
     told = await run(client, gateways, tmp_path)
 
@@ -127,7 +129,7 @@ def refers_to_what_it_made(upstreams: Sequence[Aimock]) -> None:
 
     An item that is told in full, with its id, may go to either.
     """
-    calls = [upstream.calls for upstream in upstreams]
+    calls = [upstream.take_calls() for upstream in upstreams]
     made = [set(ID.findall("".join(call["answered"] for call in its))) for its in calls]
     for its, own in zip(calls, made, strict=True):
         for call in (it for it in its if "/responses" in it["path"]):
