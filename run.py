@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,6 +39,8 @@ GATEWAY = ("requirements.txt", "requirements-shim.txt")
 LOCAL = "requirements-local.txt"
 DEVELOPMENT = "requirements-dev.txt"
 NPM = "requirements-npm.txt"
+CLIENTS = ("requirements-clients.txt", "requirements-clients-openai2.txt")
+QUIET = ("-qq", "--disable-pip-version-check")
 STAMP = VENV / "run.py.json"  # what is installed: a digest of each of these files
 AZURE = ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_DEPLOYMENT")
 EXAMPLE = "examples/00-local-model"
@@ -62,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
 def test(arguments: Sequence[str]) -> int:
     install(*GATEWAY, LOCAL, DEVELOPMENT)
     install_npm()
+    for name in CLIENTS:
+        install_clients(name)
     pytest = ["pytest", *(arguments or ["--cov"])]
     failed = []
     for step in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], pytest):
@@ -119,7 +124,7 @@ def install(*files: str) -> None:
 
 
 def install_npm() -> None:
-    """Servers for the tests, by the npm that pip has installed. Tests go on without them."""
+    """What the tests have of npm, which pip has installed. Tests go on without it."""
     if is_installed(NPM):
         return
 
@@ -134,7 +139,25 @@ def install_npm() -> None:
     if subprocess.call(command, stdout=subprocess.DEVNULL) == 0:
         stamp(NPM)
     else:
-        say(f"npm could not install {' '.join(packages)}; the tests that need it are skipped")
+        say(f"npm could not install {NPM}; the tests that need it are skipped")
+
+
+def install_clients(name: str) -> None:
+    """Callers for the tests, which need not go with what we need. Tests go on without them."""
+    if is_installed(name):
+        return
+
+    say(f"installing {name} (first time, about a minute)")
+    folder = VENV / name.removeprefix("requirements-").removesuffix(".txt")
+    python = str(folder / Path(PYTHON).relative_to(VENV))
+    # Compiling all of it takes longer than what little of it the tests load.
+    into = ("--python", python, "install", "--no-compile", "--retries=1", *QUIET)
+    made = quietly(PYTHON, "-m", "venv", "--clear", "--without-pip", str(folder)) == 0
+    if made and subprocess.call([PYTHON, "-m", "pip", *into, "-r", name], cwd=HERE) == 0:
+        stamp(name)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        say(f"pip could not install {name}; the tests that need it are skipped")
 
 
 def is_installed(*files: str) -> bool:
@@ -169,7 +192,7 @@ def quietly(*command: str) -> int:
 
 
 def pip(*arguments: str) -> None:
-    command = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    command = [PYTHON, "-m", "pip", "install", *QUIET]
     if subprocess.call([*command, *arguments], cwd=HERE) != 0:
         sys.exit(f"run.py: pip could not install {' '.join(arguments)}; its own words are above")
 

