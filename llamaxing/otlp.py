@@ -1,8 +1,8 @@
 """OpenTelemetry's spans as its collectors take them over HTTP: OTLP 1.x in protobuf's wire format.
 
 The numbers are those of `opentelemetry/proto/trace/v1/trace.proto` and what it imports. They are
-written here since the libraries for it come with `protobuf` and `opentelemetry`, and an Azure
-Functions app that brings those replaces the worker's own: that has ended workers at their start.
+written here since the libraries for it come with `protobuf`, and an Azure Functions app that brings
+this replaces the worker's own: that has ended workers at their start.
 """
 
 from collections.abc import Iterable, Mapping

@@ -28,6 +28,7 @@ def test_what_is_left_fits_and_says_that_it_was_cut(
     request: Any, response: Any, limit: int
 ) -> None:
     record = {"id": "a", "request": request, "response": response, "metadata": None}
+    record["truncated"] = False
 
     small = fitted(record, lambda it: size(it) - limit)
 

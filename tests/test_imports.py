@@ -40,6 +40,8 @@ LAYERS = [
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 OUTSIDE = {"fastapi", "starlette", "uvicorn"}
+# What an app must not bring along: it would replace the Functions worker's own.
+OUTSIDE |= {"langfuse", "opentelemetry", "google"}
 OURS_ALONE = {
     "azure": {"functions", "entra", "storage"},
     "azurefunctions": {"functions"},
