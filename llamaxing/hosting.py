@@ -15,14 +15,23 @@ _COMMIT_AFTER = 100.0
 # Seconds that a stream ends before the host would restart its worker, and all other streams there.
 _SPARE = 30.0
 _SPAN = re.compile(r"(?:(\d+)\.)?(\d+):(\d+):(\d+)")
+# The platform's own. The host takes the second for Flex Consumption, where the first is not there;
+# Core Tools set neither.
+_MARKERS = ("WEBSITE_INSTANCE_ID", "WEBSITE_SKU")
+# The app setting that counts more than host.json.
+_OVERRIDE = "AzureFunctionsJobHost__functionTimeout"
+
+
+def is_azure(environ: Mapping[str, str]) -> bool:
+    return any(name in environ for name in _MARKERS)
 
 
 class Hosting:
     """`folder`: where host.json is, if there is one."""
 
     def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
-        # Present on the platform only: Core Tools do not set it.
-        self.on_azure = "WEBSITE_INSTANCE_ID" in environ
+        self.on_azure = is_azure(environ)
+        self._override = environ.get(_OVERRIDE, "")
         self._folder = folder
 
     def longest_call(self, wanted: float) -> float:
@@ -36,12 +45,12 @@ class Hosting:
         return wanted
 
     def longest_stream(self, wanted: float) -> float:
-        """Seconds; 0 stands for no limit. Capped below host.json's functionTimeout."""
+        """Seconds; 0 stands for no limit. Capped below the host's functionTimeout."""
         longest = wanted or math.inf
         limit = self._function_timeout() - _SPARE if self.on_azure else math.inf
         if longest > limit:
             log.warning(
-                "stream_max_age is capped at %g s: at host.json's functionTimeout the host "
+                "stream_max_age is capped at %g s: at its functionTimeout the host "
                 "restarts the worker",
                 limit,
             )
@@ -54,12 +63,14 @@ class Hosting:
         return wanted or None
 
     def _function_timeout(self) -> float:
-        """Seconds, as host.json has it."""
+        """Seconds, as the app setting over host.json has it, or host.json."""
+        given = self._override
         try:
-            given = json.loads((self._folder / "host.json").read_text("utf-8"))["functionTimeout"]
+            file = self._folder / "host.json"
+            given = given or str(json.loads(file.read_text("utf-8"))["functionTimeout"])
         except (OSError, ValueError, KeyError, TypeError):
             return math.inf
-        found = _SPAN.fullmatch(str(given))
+        found = _SPAN.fullmatch(given)
         if found is None:
             # "-1" is no limit.
             return math.inf

@@ -221,7 +221,7 @@ class Settings(BaseModel, frozen=True):
         default=3600,
         ge=0,
         description="Seconds after which a stream is ended; 0 never. On Azure it is less than "
-        "host.json's `functionTimeout`.",
+        "the host's `functionTimeout`.",
     )
     id_secret: SecretStr | None = Field(
         default=None,

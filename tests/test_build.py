@@ -59,8 +59,10 @@ async def test_keys_need_a_store_of_identities(tmp_path: Path) -> None:
     )
 
 
-async def test_a_gateway_on_azure_is_not_open_by_accident(tmp_path: Path) -> None:
-    on_azure = configure(tmp_path, MODELS) | {"WEBSITE_INSTANCE_ID": "x"}
+@pytest.mark.parametrize("marker", ["WEBSITE_INSTANCE_ID", "WEBSITE_SKU"])
+async def test_a_gateway_on_azure_is_not_open_by_accident(tmp_path: Path, marker: str) -> None:
+    """The second marker alone is there on Flex Consumption."""
+    on_azure = configure(tmp_path, MODELS) | {marker: "x"}
 
     [found] = await faults(on_azure)
     built = await Build(on_azure | {"AUTH_NONE_ON_AZURE": "true"}).all()

@@ -261,6 +261,13 @@ def test_a_stream_ends_before_the_host_would_restart_its_worker(
     assert Hosting({"WEBSITE_INSTANCE_ID": "x"}, tmp_path).longest_stream(wanted) == longest
 
 
+def test_the_app_setting_over_host_json_says_how_long_a_stream_may_be(tmp_path: Path) -> None:
+    (tmp_path / "host.json").write_text('{"functionTimeout": "00:10:00"}')
+    azure = {"WEBSITE_SKU": "FlexConsumption", "AzureFunctionsJobHost__functionTimeout": "-1"}
+
+    assert Hosting(azure, tmp_path).longest_stream(3600) == 3600
+
+
 def test_streams_are_given_their_status_early_on_azure_alone(tmp_path: Path) -> None:
     azure, elsewhere = Hosting({"WEBSITE_INSTANCE_ID": "x"}, tmp_path), Hosting({}, tmp_path)
 

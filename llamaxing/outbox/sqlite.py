@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from llamaxing.commits import Commits, Row
 from llamaxing.delivery import Batch, Delivery, Feed
+from llamaxing.hosting import is_azure
 from llamaxing.outbox import OutboxFailed, Trigger, Waiting
 from llamaxing.plugins import Surroundings
 
@@ -93,7 +94,7 @@ class SQLiteOutbox:
     def __init__(
         self, options: Options, surroundings: Surroundings, deliveries: Mapping[str, Delivery]
     ) -> None:
-        self._path = _path(options.outbox_path, "WEBSITE_INSTANCE_ID" in surroundings.environ)
+        self._path = _path(options.outbox_path, is_azure(surroundings.environ))
         self._limit = options.outbox_limit
         self._synchronous = options.outbox_synchronous
         self._clock = surroundings.clock
