@@ -33,10 +33,17 @@ def deliver(name: str, trigger: functions.Trigger) -> None:
     app.function_name(name)(app.queue_trigger("message", trigger.queue, trigger.connection)(run))
 
 
+async def watch(timer: func.TimerRequest) -> None:
+    await functions.watch(gateway)
+
+
 for name, route in functions.ROUTES.items():
     serve(name, route)
 for name, route in functions.HEALTH.items():
     # Probes have no key.
     serve(name, route, func.AuthLevel.ANONYMOUS)
-for name, trigger in functions.triggers(os.environ).items():
+triggers = functions.triggers(os.environ)
+for name, trigger in triggers.items():
     deliver(name, trigger)
+if triggers:
+    app.function_name("watch_outbox")(app.timer_trigger("timer", functions.WATCH)(watch))

@@ -75,6 +75,11 @@ class Application:
         opened = await self._gateway()
         await opened.gateway.deliver(sink, message)
 
+    async def watch(self) -> None:
+        """What waits, into the log. Raises `ConfigurationError`, and OSError as `deliver` does."""
+        opened = await self._gateway()
+        await opened.gateway.watch()
+
     async def end(self) -> None:
         """From here on new calls are refused; returns when the open ones have ended, or with the
         grace period, which cuts them off."""

@@ -6,6 +6,7 @@ connection, and here that is the application itself.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ from llamaxing.outbox import Trigger
 
 # A method that a route does not list is never answered by the platform: ours refuses it.
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
+
+# When what waits in the outbox is written into the log: every five minutes.
+WATCH = "0 */5 * * * *"
 
 # The name of each function, and its route. None takes every path from the root, where the worker's
 # server has pages of its own; "/" is the root itself, and "" would be the function's name.
@@ -94,6 +98,12 @@ async def deliver(application: Application, trigger: Trigger, message: func.Queu
     except ConfigurationError:
         # Whose record it is, and by which keys it goes, cannot be known before it is mended.
         await trigger.postpone(text)
+
+
+async def watch(application: Application) -> None:
+    """Raises where storage fails. A configuration that has a fault has lines of its own."""
+    with contextlib.suppress(ConfigurationError):
+        await application.watch()
 
 
 def require_init_indexing(

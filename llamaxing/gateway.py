@@ -113,6 +113,10 @@ class Gateway:
         self.live.look()
         await self._recorder.deliver(sink, message)
 
+    async def watch(self) -> None:
+        """What waits, into the log."""
+        await self._recorder.watch()
+
     def cut_off(self) -> None:
         """Who is cancelled from here on has not hung up."""
         self._cut_off = True

@@ -104,6 +104,18 @@ class Recorder:
         """What the platform brings."""
         await self._outboxes[0].triggers[sink].deliver(message)
 
+    async def watch(self) -> None:
+        """What waits, as lines of the log that an alert can read: one a sink. Raises
+        `OutboxFailed`."""
+        for sink, found in (await self._outboxes[0].status()).items():
+            log.info(
+                "outbox sink=%s waiting=%d poison=%d oldest=%d",
+                sink,
+                found.waiting,
+                found.poison,
+                found.oldest or 0,
+            )
+
     async def status(self) -> Mapping[str, Any]:
         """What waits, by sink, for whoever runs the gateway."""
         if not self._outboxes:

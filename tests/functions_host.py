@@ -7,7 +7,7 @@ uvicorn that it starts inside the worker, and the app's function_app.py. Imitate
 host and worker (JSON lines on a unix socket, plain objects for protobuf's) and the .NET host's HTTP
 front end: routing by the indexed bindings, function keys, and the forwarding of each request to the
 worker's server with its `x-ms-invocation-id`, the InvocationRequest beside it. Functions that a
-queue triggers are served as `functions_queues.py` says.
+queue triggers are served as `functions_queues.py` says; those of a timer run when a test says so.
 """
 
 import argparse
@@ -93,7 +93,12 @@ async def worker(app_dir: str, control: str) -> None:
         return SimpleNamespace(json=json.dumps(value), WhichOneof=lambda _: "json")
 
     async def invoke(
-        id: str, function_id: str, parameter: str, text: str | None = None, about: Any = None
+        id: str,
+        function_id: str,
+        parameter: str,
+        text: str | None = None,
+        timer: Any = None,
+        about: Any = None,
     ) -> None:
         setattr(asyncio.current_task(), INVOCATION, id)
         _WithInvocation.latest = id
@@ -103,6 +108,8 @@ async def worker(app_dir: str, control: str) -> None:
         if text is not None:
             # As with the real host: the text is a string, what is said of it JSON.
             data = SimpleNamespace(string=text, WhichOneof=lambda _: "string")
+        if timer is not None:
+            data = as_json(timer)
         bound = SimpleNamespace(name=parameter, data=data, WhichOneof=lambda _: "data")
         request = SimpleNamespace(
             invocation_id=id,
@@ -249,6 +256,7 @@ class Host:
         http = self._settings["http"]
         routes = (Route(it, http["routePrefix"]) for it in functions if "httpTrigger" in kinds(it))
         self.routes = sorted(routes, key=lambda route: (route.rank, route.template))
+        self._timers = {it["name"]: it for it in functions if "timerTrigger" in kinds(it)}
         queues = [it for it in functions if "queueTrigger" in kinds(it)]
         self._listeners = [
             asyncio.create_task(Listener(it, self.env, self._settings, self.invoke).run())
@@ -338,6 +346,15 @@ class Host:
             invocation.ok = False
             invocation.answered.set()
         return invocation
+
+    async def tick(self, name: str) -> bool:
+        """Has a function run that a timer triggers; returns whether it succeeded."""
+        function = self._timers[name]
+        [trigger] = (it for it in function["bindings"] if it["type"] == "timerTrigger")
+        due = {"IsPastDue": False, "Schedule": {"AdjustForDST": True}, "ScheduleStatus": None}
+        invocation = self.invoke(name, {}, function["id"], trigger["name"], timer=due)
+        await invocation.answered.wait()
+        return invocation.ok is True
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer

@@ -40,7 +40,7 @@ async def outbox_at(
     async with AiohttpTransport(100) as transport:
         web = httpx.AsyncClient(transport=transport, trust_env=False)
         options = AzureQueueOutbox.Options(outbox_queue_prefix=prefix)
-        surroundings = Surroundings(environ, web, clock or Moving())
+        surroundings = Surroundings(environ, web, clock=clock or Moving())
         yield AzureQueueOutbox(options, surroundings, deliveries)
 
 
@@ -272,6 +272,37 @@ async def test_what_can_never_be_delivered_is_in_the_poison_queue_and_replay_bri
     assert told == (0, "jsonl: 1 to be delivered again\n", "")
     assert one == {"id": "a"}
     assert after[1].endswith("; 0 poison\n")
+
+
+async def test_what_waits_and_what_is_poison_is_written_into_the_log_by_the_clock(
+    azurite: Azurite, prefix: str, tmp_path: Path, upstream: Upstream
+) -> None:
+    async with served(azurite, prefix, tmp_path, upstream) as (host, _):
+        async with queue_at(azurite, f"{prefix}-jsonl-poison") as poison:
+            await poison.put(base64.b64encode(b"no record").decode())
+
+        assert await host.tick("watch_outbox")
+        assert "outbox sink=jsonl waiting=0 poison=1 oldest=0" in host.log
+
+
+async def test_a_record_that_waits_for_long_is_told_with_its_age(
+    azurite: Azurite, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink, clock = Scripted(), Moving()
+    sink.fails = lambda _: True
+    async with (
+        outbox_at(azurite, prefix, clock, sink=sink) as outbox,
+        queue_at(azurite, f"{prefix}-sink") as queue,
+    ):
+        await outbox.put(*record(1))
+        [text] = await texts(queue)
+
+        await outbox.triggers["sink"].deliver(text)
+        assert "oldest=" not in caplog.text
+        clock.time += 700
+        await outbox.triggers["sink"].deliver(text)
+
+    assert "outbox sink=sink oldest=700" in caplog.text
 
 
 async def test_purge_empties_the_queue_and_its_blobs(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from llamaxing.credentials.storage import Connection
 from llamaxing.delivery import Delivery, Later
-from llamaxing.logs import log
+from llamaxing.logs import Seldom, log
 from llamaxing.outbox import OutboxFailed, Refused, Trigger, Waiting
 from llamaxing.plugins import Surroundings
 from llamaxing.storage import MESSAGE, Receipt, Storage, StorageFailed
@@ -24,6 +24,9 @@ _MOVED_WITHIN = 60
 _PATIENCE = 10
 # How often it is tried to have a record wait again, with a second between.
 _TRIES = 3
+# Seconds after which a record that has to wait again is late. While it waits nobody sees it in its
+# queue, so it is told here how old it is.
+_LATE = 600
 _PREFIX = re.compile(r"[a-z0-9](?:-?[a-z0-9])*")
 
 
@@ -83,6 +86,7 @@ class AzureQueueOutbox:
         self._queues = {it: storage.queue(_queue(prefix, it)) for it in deliveries}
         self._poison = {it: storage.queue(f"{_queue(prefix, it)}-poison") for it in deliveries}
         self._blobs = storage.container(f"{prefix}-outbox")
+        self._log = Seldom()
         self.triggers = {
             it: Trigger(
                 it,
@@ -208,6 +212,9 @@ class AzureQueueOutbox:
 
     async def _again(self, sink: str, message: _Message) -> None:
         """Another message takes its place, later; the platform then deletes this one."""
+        age = self._clock.now() - message.added
+        if age > _LATE:
+            self._log.error(f"outbox sink={sink} oldest=%d", age)
         pause = _PATIENCE * self._deliveries[sink].pace.after(message.attempts)
         text = msgspec.structs.replace(message, attempts=message.attempts + 1).encoded()
         for tries in range(1, _TRIES + 1):
