@@ -20,7 +20,7 @@ _JSON, _FORM = "application/json", "multipart/form-data"
 async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
     """The body; None where none goes along. Raises what a wrong one deserves."""
     taken = exchange.endpoint.body
-    content_type = request.headers.get("content-type", "application/json")
+    content_type = request.headers.get("content-type", _JSON)
     media_type = content_type.partition(";")[0].strip().lower()
     allowed = [_JSON, _FORM] if taken == "form" else [_JSON]
     if taken != "none" and media_type not in allowed:
@@ -39,6 +39,11 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
         exchange.form = payload.summary
     exchange.metadata = _metadata(payload)
     return payload
+
+
+def content_type(payload: Payload | Form | None) -> Mapping[str, str]:
+    """What a body is where its caller does not say; `read` takes it for that."""
+    return {} if payload is None else {"content-type": _JSON}
 
 
 def streamed(payload: Payload | Form | None, query: str) -> bool:

@@ -145,7 +145,8 @@ _WITHOUT = _by_path([row for row in ENDPOINTS if "{id}" not in row.path])
 _EXACT = {prefix + path: rows for path, rows in _WITHOUT.items() for prefix in _PREFIXES}
 _ID = re.compile(
     f"(?:{'|'.join(map(re.escape, _PREFIXES))})"
-    r"(?P<what>responses|chat/completions)/(?P<id>[^/]+)(?P<rest>/[a-z_]+)?"
+    # `.` and `..` would be another path upstream.
+    r"(?P<what>responses|chat/completions)/(?P<id>(?!\.{1,2}(?:/|$))[^/]+)(?P<rest>/[a-z_]+)?"
 )
 _PATHS = "|".join(map(re.escape, _WITHOUT))
 _DEPLOYMENT = re.compile(f"/openai/deployments/(?P<model>.+?)/(?P<path>{_PATHS})")

@@ -183,7 +183,7 @@ class Gateway:
             endpoint,
             payload,
             {**where.edits, **asked.kept_here(payload)},
-            headers.upwards(request.headers),
+            {**asked.content_type(payload), **headers.upwards(request.headers)},
             exchange.streamed,
             asked.counting(exchange, payload),
             where.within(model),

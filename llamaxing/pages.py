@@ -13,6 +13,9 @@ from llamaxing.http import Headers, Request, Response
 from llamaxing.identity import Identities, Identity
 from llamaxing.reference import Reference
 
+# A server leaves out the body that HEAD does not want.
+_READ = ("GET", "HEAD")
+
 
 class Pages:
     """`reference` is None where the page for people is switched off; `states` tells how the
@@ -39,24 +42,24 @@ class Pages:
         """Raises `UnknownURL`, `MethodNotAllowed`, and what `identify` does where it is asked."""
         wanted = endpoints.models_path(request.path)
         if wanted is not None:
-            allow(request, ("GET",))
+            allow(request, _READ)
             caller = await self._identify(request, serving.identities)
             return _json(200, self._listing(serving, caller.identity, wanted))
         if request.path == "/health/live":
-            allow(request, ("GET", "HEAD"))
+            allow(request, _READ)
             return ok()
         if request.path == "/health/ready":
-            allow(request, ("GET", "HEAD"))
+            allow(request, _READ)
             return await self._ready(request, serving)
         if request.path == "/health/instances":
-            allow(request, ("GET",))
+            allow(request, _READ)
             caller = await self._identify(request, serving.identities)
             return _json(200, {"instances": self._instances(serving, caller.identity)})
         if self._reference is not None and request.path == "/":
-            allow(request, ("GET", "HEAD"))
+            allow(request, _READ)
             return _page(self._reference)
         if self._reference is not None and request.path == "/v1/openapi.json":
-            allow(request, ("GET", "HEAD"))
+            allow(request, _READ)
             return respond(200, self._reference.document)
         raise UnknownURL(request.method, request.path)
 

@@ -25,6 +25,7 @@ _READ_UP_TO = 256 * 1024
 # Above this, text is checked without an object being made of it: it may be a 20 MB image.
 _DECODE_UP_TO = 1024 * 1024
 _SPACE = rb"[ \t\n\r]*+"
+_EMPTY = re.compile(_SPACE)
 _OPEN = re.compile(_SPACE + rb"\{" + _SPACE)
 _OPEN_LIST = re.compile(rb"\[" + _SPACE)
 _COMMA = re.compile(_SPACE + rb"," + _SPACE)
@@ -226,7 +227,7 @@ def _members(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
 
 
 def _reason(body: Buffer | memoryview, error: Exception) -> str:
-    if not len(body):
+    if _EMPTY.fullmatch(body):
         return "it is empty"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"

@@ -75,10 +75,13 @@ async def relay(
                 yield KEEP_ALIVE
             if now > ends:
                 raise StreamTooOld
-    except (httpx.TransportError, StreamTooOld) as error:
+        if framer and answer.status < 400 and exchange.first_byte is None:
+            # A stream without a byte is an empty reply: its caller would take it for an answer.
+            raise StreamBroken
+    except (httpx.TransportError, StreamBroken, StreamTooOld) as error:
         if exchange.complete:
             return
-        broken = error if isinstance(error, StreamTooOld) else StreamBroken()
+        broken = error if isinstance(error, GatewayError) else StreamBroken()
         exchange.error = broken.code
         if framer is None:
             raise BrokenOff from error

@@ -4,8 +4,10 @@ import asyncio
 import json
 import logging
 import random
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -56,14 +58,39 @@ async def test_the_path_names_the_model_where_the_body_does_not(
 
 REFUSED: dict[str, tuple[bytes, int, str | None, str | None]] = {
     "empty": (b"", 400, "invalid_json", None),
+    "white space": (b" \n", 400, "invalid_json", None),
     "no json": (b"{", 400, "invalid_json", None),
     "nan": (b'{"model": "m", "x": NaN}', 400, "invalid_json", None),
+    "infinity": (b'{"model": "m", "x": -Infinity}', 400, "invalid_json", None),
     "bad utf-8": (b'{"model": "\xff"}', 400, "invalid_json", None),
+    "a byte order mark": (b'\xef\xbb\xbf{"model": "m"}', 400, "invalid_json", None),
+    "utf-16": ('{"model": "m"}'.encode("utf-16"), 400, "invalid_json", None),
+    "too deep": (
+        b'{"model": "m", "x": ' + b"[" * 99999 + b"]" * 99999 + b"}",
+        400,
+        "invalid_json",
+        None,
+    ),
+    "too long an integer": (
+        b'{"model": "m", "x": ' + b"1" * 5000 + b"}",
+        400,
+        "invalid_json",
+        None,
+    ),
+    "something behind": (b'{"model": "m"}{}', 400, "invalid_json", None),
+    "a comment": (b'{"model": "m" /* or n */}', 400, "invalid_json", None),
+    "null": (b"null", 400, "invalid_type", None),
     "a list": (b"[]", 400, "invalid_type", None),
     "no model": (b"{}", 400, "missing_required_parameter", "model"),
     "null model": (b'{"model": null}', 400, "missing_required_parameter", "model"),
     "model is a number": (b'{"model": 1}', 400, "invalid_type", "model"),
     "two models": (b'{"model": "m", "model": "m"}', 400, "invalid_json", None),
+    "two models, one escaped": (
+        b'{"model": "m", "\\u006dodel": "m"}',
+        400,
+        "invalid_json",
+        None,
+    ),
     "unknown model": (b'{"model": "nope"}', 404, "model_not_found", "model"),
     "metadata": (
         b'{"model": "m", "observation_metadata": 1}',
@@ -153,7 +180,24 @@ async def test_a_charset_beside_json_is_fine(gateway: Served) -> None:
     assert reply.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/nope", "/v1/nope", "/openai/deployments/m/nope", "/v1/"])
+async def test_a_body_whose_caller_does_not_say_what_it_is_goes_up_as_json(
+    upstream: Upstream, gateway: Served
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for byte in json.dumps(CHAT).encode():
+            yield bytes([byte])
+
+    reply = await gateway.post(PATH, content=pieces())
+
+    assert reply.status_code == 200
+    assert upstream.journal[0].headers["content-type"] == "application/json"
+    assert upstream.journal[0].json == CHAT
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/nope", "/v1/nope", "/openai/deployments/m/nope", "/v1/", "/V1/models", "/v1//embeddings"],
+)
 async def test_an_unknown_path_is_404(gateway: Served, path: str) -> None:
     reply = await gateway.post(path, json=CHAT)
 
@@ -162,7 +206,15 @@ async def test_an_unknown_path_is_404(gateway: Served, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", PATH, "POST"), ("DELETE", PATH, "POST"), ("POST", "/v1/models", "GET")],
+    [
+        ("GET", PATH, "POST"),
+        ("DELETE", PATH, "POST"),
+        ("OPTIONS", PATH, "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/m", "GET, HEAD"),
+        ("OPTIONS", "/v1/models", "GET, HEAD"),
+        ("POST", "/health/instances", "GET, HEAD"),
+    ],
 )
 async def test_another_method_is_405_with_those_there_are(
     gateway: Served, method: str, path: str, allowed: str
@@ -171,6 +223,35 @@ async def test_another_method_is_405_with_those_there_are(
 
     assert (reply.status_code, reply.json()["error"]["code"]) == (405, "method_not_allowed")
     assert reply.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m", "/health/instances"])
+async def test_what_is_read_may_be_asked_for_by_its_head(gateway: Served, path: str) -> None:
+    head = await gateway.client.head(path)
+    whole = await gateway.get(path)
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+NAMED = ["org/ünï model:v1", "a/b", "100%/.."]
+
+
+@pytest.mark.parametrize("name", NAMED)
+async def test_a_model_whose_name_has_slashes_is_found_in_every_path(
+    upstream: Upstream, serve: Serve, name: str
+) -> None:
+    gateway = await serve([model(openai(upstream, "i1"), id=NAMED[0], aliases=NAMED[1:])])
+    quoted = quote(name, safe="")
+
+    for path in (f"/v1/models/{quoted}", f"/models/{quoted}/", f"/openai/v1/models/{quoted}"):
+        found = await gateway.get(path)
+        assert (found.status_code, found.json()["id"]) == (200, name)
+    reply = await gateway.post(
+        f"/openai/deployments/{quoted}/embeddings?api-version=x", json={"input": "x"}
+    )
+    assert reply.status_code == 200
+    assert upstream.journal[0].json["model"] == NAMED[0]
 
 
 async def test_a_request_id_of_the_callers_is_kept_when_it_is_sane(

@@ -307,6 +307,18 @@ async def test_nothing_is_rewritten_for_everybody_with_one_instance(
     assert upstream.journal[2].json == again
 
 
+@pytest.mark.parametrize("path", ["%2e%2e", "%2e", "%2E%2E/input_items"])
+async def test_no_id_leads_to_another_path_upstream(
+    serve: Serve, upstream: Upstream, path: str
+) -> None:
+    gateway = await serve([model(openai(upstream, "i1"), capabilities=["responses"])])
+
+    reply = await gateway.get(f"/v1/responses/{path}")
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_url")
+    assert upstream.journal == []
+
+
 async def test_an_id_signed_by_the_secret_before_is_good_while_that_is_set(
     upstream: Upstream, tmp_path: Any
 ) -> None:

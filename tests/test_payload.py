@@ -122,6 +122,7 @@ def test_an_edit(body: str, edits: dict[str, Any], expected: str) -> None:
 
 REFUSED = {
     b"": "is not valid JSON: it is empty",
+    b" \r\n": "is not valid JSON: it is empty",
     b"{": "is not valid JSON",
     b'{"a": NaN}': "is not valid JSON",
     b'{"a": [Infinity]}': "is not valid JSON",

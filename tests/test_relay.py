@@ -205,6 +205,17 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(
     assert (record["complete"], record["error"]) == (False, "upstream_stream_broken")
 
 
+async def test_a_stream_without_a_byte_is_no_answer(upstream: Upstream, gateway: Served) -> None:
+    upstream.streams("i1", [])
+
+    reply = await gateway.post(PATH, json=STREAM)
+
+    event = json.loads(reply.content.removeprefix(b"data: "))
+    assert event["error"]["code"] == "upstream_stream_broken"
+    [record] = gateway.records
+    assert (record["complete"], record["error"]) == (False, "upstream_stream_broken")
+
+
 async def test_a_stream_that_upstream_cuts_after_done_is_complete(
     upstream: Upstream, gateway: Served
 ) -> None:
