@@ -3,6 +3,7 @@
 
   run.py [--host HOST] [--port PORT]   serve the gateway on this machine, until Ctrl-C
   run.py test [pytest's arguments]     ruff, mypy and the tests: all of them, or those named
+  run.py bench [--help]                the gateway beside others, and what each costs
 
 The upstream is the first of these that is there, in the environment or in .env:
 
@@ -51,6 +52,8 @@ GRACE = 35  # seconds at the end: the gateway gives open streams 30
 def main(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["test"]:
         return test(arguments[1:])
+    if arguments[:1] == ["bench"]:
+        return bench(arguments[1:])
     options = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         description=__doc__,
@@ -75,6 +78,11 @@ def test(arguments: Sequence[str]) -> int:
             failed.append(" ".join(step))
     say(f"failed: {', '.join(failed)}" if failed else "all passed")
     return 1 if failed else 0
+
+
+def bench(arguments: Sequence[str]) -> int:
+    install(*GATEWAY, LOCAL, DEVELOPMENT)
+    return subprocess.call([PYTHON, "-m", "bench", *arguments], cwd=HERE)
 
 
 def serve(host: str, port: int) -> int:
