@@ -265,7 +265,7 @@ class Build:
 
     def _models(self, chosen: Settings, raw: bytes, name: str, setting: str) -> Catalog:
         catalog = read_models(raw, name, setting, _model_schema(), self._environ)
-        safety.check_models(catalog)
+        safety.check_models(catalog, chosen)
         safety.check_ids(catalog, chosen)
         return catalog
 

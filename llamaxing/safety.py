@@ -9,6 +9,8 @@ from llamaxing.identity import SAMPLE, Identities
 from llamaxing.logs import LEVELS, log
 from llamaxing.settings import Settings
 
+_DEFAULTS = {"default_image_model": "images", "default_moderation_model": "moderations"}
+
 
 def check_settings(chosen: Settings, on_azure: bool) -> None:
     """Raises `ConfigurationError` for a gateway that would be open to everybody on Azure."""
@@ -21,8 +23,16 @@ def check_settings(chosen: Settings, on_azure: bool) -> None:
         log.warning("auth_method is none: everybody who reaches this gateway may use it")
 
 
-def check_models(catalog: Catalog) -> None:
-    """Warns of each instance whose key would cross a network in the clear."""
+def check_models(catalog: Catalog, chosen: Settings) -> None:
+    """Warns of each instance whose key would cross a network in the clear, and of a default that
+    no call can be answered by."""
+    for setting, serves in _DEFAULTS.items():
+        name = getattr(chosen, setting)
+        if name and not any(
+            name in model.names and any(it.startswith(serves) for it in model.capabilities)
+            for model in catalog.models
+        ):
+            log.warning("%s: no model %s serves %s", setting, ascii(name), serves)
     for model in catalog.models:
         for instance in model.instances:
             url = urlsplit(instance.url(ENDPOINTS[0]))

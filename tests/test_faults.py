@@ -18,6 +18,10 @@ AZURE: dict[str, Any] = {
     "azure_api_key": "secret-2",
     "azure_api_version": "2024-10-21",
 }
+VAULT = (
+    "is an unresolved Key Vault reference; the app's identity may not read that secret, or there is "
+    "none: see the setting's status in the portal"
+)
 CAPABILITIES = (
     "'chat_completions', 'completions', 'embeddings', 'images_generations', 'images_edits', "
     "'images_variations', 'audio_speech', 'audio_transcriptions', 'audio_translations', "
@@ -158,18 +162,11 @@ MODELS = {
     ),
     "variable of an unresolved secret": (
         [model({**OPENAI, "openai_api_key": "${VAULT}"})],
-        (
-            "[0].instances[0].openai_api_key: the variable ${VAULT} is an unresolved Key Vault "
-            "reference; the app's identity may not read that secret, or there is none: see the "
-            "setting's status in the portal"
-        ),
+        f"[0].instances[0].openai_api_key: the variable ${{VAULT}} {VAULT}",
     ),
     "unresolved secret in the file": (
         [model({**OPENAI, "openai_api_key": "@Microsoft.KeyVault(SecretUri=https://v/s)"})],
-        (
-            "[0].instances[0].openai_api_key: is an unresolved Key Vault reference; the app's identity "
-            "may not read that secret, or there is none: see the setting's status in the portal"
-        ),
+        f"[0].instances[0].openai_api_key: {VAULT}",
     ),
     "model twice": (
         [model(OPENAI), model(AZURE)],
@@ -228,6 +225,14 @@ IDENTITIES = {
     "unset variable": (
         [{"id": "a", "auth_key": "${NO}"}],
         "[0].auth_key: the variable ${NO} is not set; set it, or write the value",
+    ),
+    "unresolved secret in the file": (
+        [{"id": "a", "auth_key": "@Microsoft.KeyVault(SecretUri=https://v/s)"}],
+        f"[0].auth_key: {VAULT}",
+    ),
+    "variable of an unresolved secret": (
+        [{"id": "a", "api_keys": [{"key": "${VAULT}"}]}],
+        f"[0].api_keys[0].key: the variable ${{VAULT}} {VAULT}",
     ),
     "expiry without a zone": (
         [{"id": "a", "api_keys": [{"key": "k", "expires": "2027-01-31T00:00:00"}]}],
@@ -297,6 +302,68 @@ IDENTITIES = {
     ),
 }
 
+LANGFUSE = {"OBSERVABILITY_CLIENT": "langfuse"}
+# Beside a models.json without a fault.
+SETTINGS: dict[str, tuple[dict[str, str], str]] = {
+    "no file": (
+        {"MODELS_SOURCE": "file:no/models.json"},
+        "models_source: models.json cannot be read: No such file or directory",
+    ),
+    "no file of identities": (
+        {"AUTH_METHOD": "apikey", "IDENTITIES_SOURCE": "file:no/people.json"},
+        "identities_source: people.json cannot be read: No such file or directory",
+    ),
+    "no identities": (
+        {"AUTH_METHOD": "apikey"},
+        (
+            "identity_store: auth_method=apikey needs identities; set identity_store=json, or "
+            "identities_source"
+        ),
+    ),
+    "open on Azure": (
+        {"WEBSITE_INSTANCE_ID": "x"},
+        (
+            "auth_method: 'none' would let everybody in; choose another, or set "
+            "auth_none_on_azure=true"
+        ),
+    ),
+    "a Langfuse key alone": (
+        {**LANGFUSE, "OBSERVABILITY_CLIENT_LANGFUSE_PUBLIC_KEY": "pk"},
+        (
+            "observability_client_langfuse_secret_key: is missing beside the other key; set both, "
+            "or neither"
+        ),
+    ),
+    "the other one alone": (
+        {**LANGFUSE, "OBSERVABILITY_CLIENT_LANGFUSE_SECRET_KEY": "secret-3"},
+        (
+            "observability_client_langfuse_public_key: is missing beside the other key; set both, "
+            "or neither"
+        ),
+    ),
+    "no MongoDB": ({"LOGGING_CLIENT": "mongodb"}, "logging_client_mongodb_uri: is missing"),
+    "no scheme of MongoDB": (
+        {"LOGGING_CLIENT": "mongodb", "LOGGING_CLIENT_MONGODB_URI": "a:secret-4@db"},
+        "logging_client_mongodb_uri: has to begin with 'mongodb://' or 'mongodb+srv://'",
+    ),
+    "an unresolved secret": (
+        {**LANGFUSE, "OBSERVABILITY_CLIENT_LANGFUSE_SECRET_KEY": "@Microsoft.KeyVault(x)"},
+        f"observability_client_langfuse_secret_key: {VAULT}",
+    ),
+    "a source that is a folder": (
+        {"MODELS_SOURCE": "file:."},
+        "models_source: . cannot be read: Is a directory",
+    ),
+    "no number": (
+        {"CONFIGURATION_RELOAD_INTERVAL": "soon"},
+        "configuration_reload_interval: has to be a number",
+    ),
+    "not a number": (
+        {"CONFIGURATION_RELOAD_INTERVAL": "nan"},
+        "configuration_reload_interval: has to be greater than or equal to 0",
+    ),
+}
+
 
 async def faults(folder: Path, **settings: str) -> list[str]:
     with pytest.raises(ConfigurationError) as error:
@@ -331,3 +398,27 @@ async def test_a_fault_of_identities_json(tmp_path: Path, raw: object, line: str
     )
 
     assert found == f"identities.json: {line}"
+
+
+@pytest.mark.parametrize(("given", "line"), SETTINGS.values(), ids=SETTINGS)
+async def test_a_fault_of_a_setting(tmp_path: Path, given: dict[str, str], line: str) -> None:
+    models = write(tmp_path / "models.json", [model(OPENAI)])
+
+    found = await faults(tmp_path, **{"MODELS_SOURCE": f"file:{models}", **given})
+
+    assert found == [line]
+
+
+async def test_a_setting_without_the_model_it_names_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = write(tmp_path / "models.json", [model(OPENAI, aliases=["other"])])
+    named = {"DEFAULT_IMAGE_MODEL": "other", "DEFAULT_MODERATION_MODEL": "nobody"}
+
+    built = await Build({"MODELS_SOURCE": f"file:{models}", **named}).all()
+    await built.gateway.aclose()
+
+    assert [it.getMessage() for it in caplog.records if "default" in it.getMessage()] == [
+        "default_image_model: no model 'other' serves images",
+        "default_moderation_model: no model 'nobody' serves moderations",
+    ]

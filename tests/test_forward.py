@@ -1,5 +1,6 @@
 """What is tried elsewhere, and what the caller gets when nothing helps."""
 
+import asyncio
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -164,6 +165,29 @@ async def test_an_instance_that_refuses_connections_is_passed_over(
     gateway = await serve([model(nobody, openai(upstream, "i1", priority=1))])
 
     reply = await gateway.post("/v1/chat/completions", json=CHAT)
+
+    assert reply.status_code == 200
+    [record] = await gateway.recorded()
+    assert [it["error"] for it in record["attempts"]] == ["upstream_unreachable", None]
+
+
+async def test_an_instance_that_accepts_no_connection_in_time_is_passed_over(
+    upstream: Upstream, serve: Serve
+) -> None:
+    async def never_says_a_word_of_tls(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(never_says_a_word_of_tls, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        deaf = openai(upstream, "i0", openai_base_url=f"https://127.0.0.1:{port}/v1")
+        gateway = await serve(
+            [model(deaf, openai(upstream, "i1", priority=1))], UPSTREAM_CONNECT_TIMEOUT="0.2"
+        )
+
+        reply = await gateway.post("/v1/chat/completions", json=CHAT)
 
     assert reply.status_code == 200
     [record] = await gateway.recorded()

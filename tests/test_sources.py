@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import random
 import ssl
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from llamaxing.build import Build
 from llamaxing.errors import ConfigurationError
 from llamaxing.sources import MOST, Reading, Source
 from llamaxing.upstream import AiohttpTransport
+from tests.e2e import command
 from tests.fakes import Reply, Upstream
 
 MODELS = [
@@ -69,6 +71,38 @@ def surroundings(web: httpx.AsyncClient | None = None, **environ: str) -> plugin
 @pytest.mark.parametrize("text", [TEXT, packed(TEXT.encode()), packed(TEXT.encode()) + "\n"])
 async def test_an_app_setting_holds_the_json_or_its_gzip_in_base64(text: str) -> None:
     assert await served(MODELS_SOURCE="env:MODELS", MODELS=text) == ["m"]
+
+
+async def test_a_configuration_of_40_kb_fits_into_an_app_setting_of_a_process(
+    tmp_path: Path,
+) -> None:
+    chance = random.Random(1)
+    models = [
+        {
+            "id": f"model-{number}",
+            "capabilities": ["chat_completions", "responses"],
+            "instances": [
+                {
+                    "id": f"instance-{number}",
+                    "provider": "azure",
+                    "azure_endpoint": f"https://resource-{number}.openai.azure.com",
+                    "azure_deployment": f"deployment-{number}",
+                    "azure_api_version": "2024-10-21",
+                    "azure_api_key": chance.randbytes(16).hex(),
+                }
+            ],
+        }
+        for number in range(130)
+    ]
+    text = json.dumps(models)
+
+    # Azure's limit is in characters.
+    assert len(text) > 40_000
+    assert len(packed(text.encode())) < 32_768
+    environ = {"MODELS_SOURCE": "env:MODELS", "MODELS": packed(text.encode())}
+    code, out, _ = await command(tmp_path, environ, "check")
+    assert code == 0
+    assert out.count("\nmodel model-") == 130
 
 
 SETTINGS = {

@@ -7,9 +7,10 @@ does not tell whether they arrived, and keeps a client with threads for each pro
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import httpx
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from llamaxing import otlp
 from llamaxing.generation import span
@@ -54,14 +55,20 @@ class Langfuse:
                 raise ValueError("has to begin with 'http://' or 'https://'")
             return value.rstrip("/")
 
+        @model_validator(mode="after")
+        def _both_keys(self) -> Self:
+            names = [f"observability_client_langfuse_{it}_key" for it in ("public", "secret")]
+            missing = [name for name in names if getattr(self, name) is None]
+            if len(missing) == 1:
+                raise ValueError(
+                    f"{missing[0]}: is missing beside the other key; set both, or neither"
+                )
+            return self
+
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
         self._url = f"{options.observability_client_langfuse_host}/api/public/otel/v1/traces"
         public = options.observability_client_langfuse_public_key
         secret = options.observability_client_langfuse_secret_key
-        if (public is None) != (secret is None):
-            raise ValueError(
-                "observability_client_langfuse_public_key and …_secret_key go together"
-            )
         self._default: Keys | None = (public, secret) if public and secret else None
         self._web = surroundings.web
         self._identities = surroundings.identities

@@ -20,7 +20,7 @@ class FileSource:
     copied_as = None
 
     def __init__(self, where: str, options: Options, surroundings: Surroundings) -> None:
-        self.name = Path(where).name
+        self.name = Path(where).name or where
         self._path = Path(where)
 
     async def read(self, known: str | None) -> Reading | None:
