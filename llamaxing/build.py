@@ -278,7 +278,9 @@ class Build:
         self, chosen: Settings, surroundings: plugins.Surroundings
     ) -> dict[str, Authenticator]:
         made = {}
-        for name in settings.listed(chosen.auth_method):
+        names = settings.listed(chosen.auth_method)
+        surroundings = replace(surroundings, methods=frozenset(names))
+        for name in names:
             method = plugins.load("auth", name)
             options = self._read(method.Options)
             try:

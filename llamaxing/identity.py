@@ -127,11 +127,12 @@ _SPACED = frozenset({"scp", "scope"})
 
 def _fits(identity: Identity, claims: Claims) -> bool:
     return all(
-        not _values(claims, name).isdisjoint(wanted) for name, wanted in identity.claims.items()
+        not values(claims, name).isdisjoint(wanted) for name, wanted in identity.claims.items()
     )
 
 
-def _values(claims: Claims, name: str) -> set[str]:
+def values(claims: Claims, name: str) -> set[str]:
+    """What a claim says, be it one thing or several; nothing where it is not the bearer's own."""
     given = claims.get(name)
     if name in _OF_APPLICATIONS and not _is_of_an_application(claims):
         return set()
@@ -141,8 +142,11 @@ def _values(claims: Claims, name: str) -> set[str]:
 
 
 def _is_of_an_application(claims: Claims) -> bool:
-    # Entra ID gives a person's token scopes (`scp`); `idtyp` is an optional claim that says so.
-    return claims.get("idtyp", "app") == "app" and "scp" not in claims
+    # Entra ID gives a person's token scopes (`scp`), and calls an application alike in `oid` and in
+    # `sub`; `idtyp` is an optional claim that says which of the two it is.
+    if "scp" in claims or claims.get("idtyp", "app") != "app":
+        return False
+    return "oid" not in claims or claims.get("sub", claims["oid"]) == claims["oid"]
 
 
 ANONYMOUS = Identity(id="anonymous")

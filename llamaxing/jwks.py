@@ -23,6 +23,9 @@ _WITHIN = 5.0
 _LARGEST = 512 * 1024
 _USABLE = frozenset({"RSA", "EC", "OKP"})
 
+_Entry = Mapping[str, Any]
+"""A key as it is published."""
+
 
 class Jwks:
     """The keys of one issuer. One fetch serves all who wait for it."""
@@ -40,14 +43,15 @@ class Jwks:
         self._clock = clock
         self._issuer = issuer
         self._uri = uri
-        self._keys: Mapping[str, jwt.PyJWK] = {}
+        self._keys: Mapping[str, _Entry] = {}
         self._tried = -1e9
         self._sought = -1e9
         self._fetched = -1e9
         self._fetching: asyncio.Task[None] | None = None
 
-    async def key(self, kid: str | None) -> jwt.PyJWK | None:
-        """The key of this id; without an id the only one there is. None: there is none.
+    async def key(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
+        """The key of this id, to verify with this algorithm; without an id the only one there is.
+        None: there is none, or it is not for that.
 
         Raises `JwksUnavailable` while no keys have ever been had.
         """
@@ -63,13 +67,13 @@ class Jwks:
                 await self._refresh(after=0)
             elif self._fetching is not None:
                 await self._refresh(after=_COOLDOWN)
-            return self._find(kid)
-        if self._clock() - self._fetched > _STALE_AFTER:
+            found = self._find(kid)
+        elif self._clock() - self._fetched > _STALE_AFTER:
             # Nobody waits for this: what there is serves.
             self._start(after=_COOLDOWN)
-        return found
+        return None if found is None else _made(found, algorithm)
 
-    def _find(self, kid: str | None) -> jwt.PyJWK | None:
+    def _find(self, kid: str | None) -> _Entry | None:
         if kid is None:
             return next(iter(self._keys.values())) if len(self._keys) == 1 else None
         return self._keys.get(kid)
@@ -125,20 +129,25 @@ class Jwks:
         return found
 
 
-def _keys(document: Mapping[str, Any]) -> Mapping[str, jwt.PyJWK]:
+def _keys(document: Mapping[str, Any]) -> Mapping[str, _Entry]:
     """Those that can verify. Raises ValueError where there is none."""
     entries = document.get("keys")
     found = {}
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         if not isinstance(entry, dict) or entry.get("kty") not in _USABLE:
             continue
-        if entry.get("use", "sig") != "sig":
-            continue
-        try:
-            key = jwt.PyJWK(entry)
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError):
-            continue
-        found[entry["kid"] if isinstance(entry.get("kid"), str) else f"#{index}"] = key
+        if entry.get("use", "sig") == "sig" and _made(entry, entry.get("alg")):
+            found[entry["kid"] if isinstance(entry.get("kid"), str) else f"#{index}"] = entry
     if not found:
         raise ValueError("the answer holds no key that can verify")
     return found
+
+
+def _made(entry: _Entry, algorithm: str | None) -> jwt.PyJWK | None:
+    """The key, if it is one and for this algorithm. An entry need not say which it is for."""
+    if entry.get("alg", algorithm) != algorithm:
+        return None
+    try:
+        return jwt.PyJWK(dict(entry), algorithm)
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        return None

@@ -24,13 +24,14 @@ class Surroundings:
     """What a plug-in may use of the gateway it is part of, and does not close.
 
     `environ` are the environment's variables and those of `.env`; `identities()` those that are
-    configured now.
+    configured now. `methods`: those of `auth_method`.
     """
 
     environ: Mapping[str, str]
     web: httpx.AsyncClient
     identities: Callable[[], Identities] = Identities
     clock: Clock = field(default_factory=Clock)
+    methods: frozenset[str] = frozenset()
 
 
 def names(kind: str) -> list[str]:

@@ -45,6 +45,7 @@ async def test_a_known_key_is_let_in(
     assert "key-ann" not in json.dumps(record)
 
 
+UNSIGNED = jwt.encode({"oid": "key-ann", "exp": 2**31}, key="", algorithm="none")
 REFUSED: dict[str, Any] = {
     "nothing": {},
     "unknown": {"authorization": "Bearer nobody"},
@@ -54,6 +55,22 @@ REFUSED: dict[str, Any] = {
     "another scheme": {"authorization": "Basic key-ann"},
     "two spaces": {"authorization": "Bearer  key-ann"},
     "two values": [("authorization", "Bearer key-ann"), ("authorization", "Bearer key-ann")],
+    "a tab": {"authorization": "Bearer\tkey-ann"},
+    "a word behind it": {"authorization": "Bearer key-ann more"},
+    "a scheme in api-key": {"api-key": "Bearer key-ann"},
+    "two api-keys": [("api-key", "key-ann"), ("api-key", "key-ann")],
+    "two keys in one": {"api-key": "key-ann,key-ann"},
+    "quoted": {"api-key": '"key-ann"'},
+    "another case": {"api-key": "KEY-ANN"},
+    "a token beside it": {"api-key": "key-ann", "authorization": f"Bearer {UNSIGNED}"},
+    "a token": {"authorization": f"Bearer {UNSIGNED}"},
+    "an id": {"api-key": "ann"},
+    "a principal of the platform": {
+        "x-ms-client-principal": "eyJjbGFpbXMiOiBbXX0=",
+        "x-ms-client-principal-id": "key-ann",
+        "x-ms-client-principal-name": "ann",
+    },
+    "basic, as a user with the key": {"authorization": "Basic YW5uOmtleS1hbm4="},
     "empty api-key": {"api-key": ""},
     "two people": {"api-key": "key-bob", "authorization": "Bearer key-ann"},
     "one known of two": {"api-key": "nobody", "authorization": "Bearer key-ann"},
@@ -141,7 +158,7 @@ SHOWS = {
         "x-ms-client-principal": "eyJjbGFpbXMiOiBbXX0=",
         "x-ms-client-principal-id": "key-ann",
     },
-    "jwt": {"api-key": jwt.encode({"oid": "key-ann", "exp": 2**31}, key="", algorithm="none")},
+    "jwt": {"api-key": UNSIGNED},
 }
 
 

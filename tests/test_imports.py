@@ -29,6 +29,7 @@ LAYERS = [
     ["form"],
     ["catalog", "upstream", "payload", "copies"],
     ["providers", "auth", "sinks", "sources"],
+    ["issuers"],
     ["credentials", "plugins", "jwks"],
     ["headers", "exchange", "cors", "clock", "hosting"],
     ["replies", "documents"],

@@ -63,7 +63,7 @@ async def test_fifty_cold_calls_at_once_cause_one_fetch(clock: Clock) -> None:
     server.gate.clear()
     jwks = keys_of(server, clock)
 
-    waiting = [asyncio.create_task(jwks.key("k1")) for _ in range(50)]
+    waiting = [asyncio.create_task(jwks.key("k1", "RS256")) for _ in range(50)]
     await server.arrived.wait()
     server.gate.set()
     found = await asyncio.gather(*waiting)
@@ -77,7 +77,7 @@ async def test_a_caller_who_gives_up_takes_the_keys_from_nobody_else(clock: Cloc
     server.gate.clear()
     jwks = keys_of(server, clock)
 
-    first, second = (asyncio.create_task(jwks.key("k1")) for _ in range(2))
+    first, second = (asyncio.create_task(jwks.key("k1", "RS256")) for _ in range(2))
     await server.arrived.wait()
     first.cancel()
     server.gate.set()
@@ -89,11 +89,11 @@ async def test_a_caller_who_gives_up_takes_the_keys_from_nobody_else(clock: Cloc
 async def test_unknown_keys_ask_again_once_in_a_cooldown(clock: Clock) -> None:
     server = Server(published("k1"))
     jwks = keys_of(server, clock)
-    await jwks.key("k1")
+    await jwks.key("k1", "RS256")
 
     for number in range(40):
         clock.now += 1
-        assert await jwks.key(f"unknown-{number}") is None
+        assert await jwks.key(f"unknown-{number}", "RS256") is None
 
     assert len(server.asked) <= 3
 
@@ -101,18 +101,18 @@ async def test_unknown_keys_ask_again_once_in_a_cooldown(clock: Clock) -> None:
 async def test_a_new_key_is_found_and_one_that_is_withdrawn_goes(clock: Clock) -> None:
     server = Server(published("k1"))
     jwks = keys_of(server, clock)
-    await jwks.key("k1")
+    await jwks.key("k1", "RS256")
 
     server.answer = published("k1", "k2")
     clock.now += 31
-    assert await jwks.key("k2") is not None
+    assert await jwks.key("k2", "RS256") is not None
     server.answer = published("k2")
     clock.now += 301
     # Nobody waits for what is only old.
-    assert await jwks.key("k1") is not None
-    while len(server.asked) < 3 or await jwks.key("k1"):  # noqa: ASYNC110  it ends by itself
+    assert await jwks.key("k1", "RS256") is not None
+    while len(server.asked) < 3 or await jwks.key("k1", "RS256"):  # noqa: ASYNC110  it ends by itself
         await asyncio.sleep(0)
-    assert await jwks.key("k2") is not None
+    assert await jwks.key("k2", "RS256") is not None
 
 
 ABSURD: dict[str, Any] = {
@@ -136,14 +136,17 @@ ABSURD: dict[str, Any] = {
 async def test_what_makes_no_sense_never_replaces_good_keys(clock: Clock, how: str) -> None:
     server = Server(published("k1"))
     jwks = keys_of(server, clock)
-    good = await jwks.key("k1")
+    good = await jwks.key("k1", "RS256")
     server.answer = ABSURD[how]
 
     clock.now += 31
-    assert await jwks.key("k2") is None
+    assert await jwks.key("k2", "RS256") is None
 
     assert len(server.asked) == 2
-    assert await jwks.key("k1") is good
+    same = await jwks.key("k1", "RS256")
+    assert good
+    assert same
+    assert same.key == good.key
 
 
 @pytest.mark.parametrize("how", ABSURD)
@@ -153,19 +156,19 @@ async def test_without_keys_it_is_unavailable_until_there_are_some(clock: Clock,
 
     for _ in range(5):
         with pytest.raises(JwksUnavailable):
-            await jwks.key("k1")
+            await jwks.key("k1", "RS256")
     assert len(server.asked) == 1
     server.answer = published("k1")
     clock.now += 3
 
-    assert await jwks.key("k1") is not None
+    assert await jwks.key("k1", "RS256") is not None
 
 
 async def test_an_issuer_says_where_its_keys_are(clock: Clock) -> None:
     document = {"issuer": ISSUER, "jwks_uri": URI, **published("k1")}
     server = Server(document)
 
-    assert await keys_of(server, clock, uri=None).key("k1") is not None
+    assert await keys_of(server, clock, uri=None).key("k1", "RS256") is not None
     assert server.asked == [f"{ISSUER}/.well-known/openid-configuration", URI]
 
 
@@ -184,12 +187,12 @@ async def test_a_discovery_document_that_is_not_the_issuers_counts_for_nothing(
     server = Server({**document, **published("k1")})
 
     with pytest.raises(JwksUnavailable):
-        await keys_of(server, clock, uri=None).key("k1")
+        await keys_of(server, clock, uri=None).key("k1", "RS256")
     assert len(server.asked) == 1
 
 
 async def test_a_token_without_a_key_id_is_for_the_only_key(clock: Clock) -> None:
     one, two = Server(published("k1")), Server(published("k1", "k2"))
 
-    assert await keys_of(one, clock).key(None) is not None
-    assert await keys_of(two, clock).key(None) is None
+    assert await keys_of(one, clock).key(None, "RS256") is not None
+    assert await keys_of(two, clock).key(None, "RS256") is None

@@ -2,17 +2,23 @@
 
 import base64
 import json
-from collections.abc import Callable
-from datetime import UTC, datetime
+import math
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from llamaxing.auth.jwt import Jwt
 from llamaxing.build import Build
-from llamaxing.errors import ConfigurationError
+from llamaxing.errors import ConfigurationError, IdentityNotAllowed, InvalidToken
+from llamaxing.http import Body, BodyLimits, Request
+from llamaxing.identity import Identities, Identity
+from llamaxing.plugins import Surroundings
 from tests.conftest import Serve, Served, configure, model, openai
 from tests.fakes import CHAT, Upstream
 
@@ -22,6 +28,8 @@ PEOPLE: list[dict[str, Any]] = [
     {"id": "ann", "claims": {"oid": ANN}},
     {"id": "team", "claims": {"roles": ["LLM.User"]}, "models": ["m"]},
     {"id": "batch", "claims": {"azp": "batch-app"}},
+    {"id": "old-batch", "claims": {"appid": "old-app"}},
+    {"id": "group", "claims": {"groups": ["g-1", "g-2"]}, "models": ["another"]},
 ]
 NOW = int(datetime.now(UTC).timestamp())
 
@@ -35,6 +43,10 @@ class Issuer:
         self.url = upstream.url(name)
         self.keys = {"k1": rsa.generate_private_key(65537, 2048)}
         self.publishes()
+
+    def beside(self, name: str) -> "Issuer":
+        """Another one."""
+        return Issuer(self._upstream, name)
 
     def publishes(self, **document: Any) -> None:
         """From here on these keys, whether discovery or they are asked for."""
@@ -106,12 +118,13 @@ ACCEPTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("claims", ACCEPTED.values(), ids=ACCEPTED)
-@pytest.mark.parametrize("header", ["bearer", "api-key", "both"])
+@pytest.mark.parametrize("header", ["bearer", "lower-case scheme", "api-key", "both"])
 async def test_a_good_token_is_let_in(
     guarded: Served, upstream: Upstream, issuer: Issuer, claims: dict[str, Any], header: str
 ) -> None:
     token = issuer.token(**claims)
     shown = {"bearer": bearer(token), "api-key": {"api-key": token}}
+    shown["lower-case scheme"] = {"authorization": f"bearer {token}"}
     shown["both"] = shown["bearer"] | shown["api-key"]
 
     reply = await guarded.post(PATH, json=CHAT, headers=shown[header])
@@ -133,7 +146,7 @@ def signed_by_hand(head: dict[str, Any] | bytes, claims: dict[str, Any], sign: A
 
 
 FOREIGN = rsa.generate_private_key(65537, 2048)
-CLAIMS = {"aud": "gateway", "exp": NOW + 600, "oid": ANN}
+CLAIMS = {"aud": "gateway", "exp": NOW + 36_000, "oid": ANN}
 OWN = jwt.algorithms.RSAAlgorithm.to_jwk(FOREIGN.public_key(), as_dict=True)
 
 
@@ -160,6 +173,18 @@ def with_head(**head: Any) -> Callable[[Issuer], str]:
     )
 
 
+def with_keys_elsewhere(name: str) -> Callable[[Issuer], str]:
+    """The forger's server has the key for it, and would be seen to be asked."""
+
+    def make(issuer: Issuer) -> str:
+        forger = issuer.beside("i-forger")
+        forger.keys = {"k1": FOREIGN}
+        forger.publishes()
+        return with_head(**{name: f"{forger.url}/keys"})(issuer)
+
+    return make
+
+
 def claiming(**claims: Any) -> Callable[[Issuer], str]:
     return lambda issuer: issuer.token(**claims)
 
@@ -174,6 +199,14 @@ def changed(issuer: Issuer) -> str:
     return ".".join([head, base64.urlsafe_b64encode(claims).decode().rstrip("="), signature])
 
 
+def critical(issuer: Issuer) -> str:
+    """Whose signature is good."""
+    algorithm = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
+    head = {"alg": "RS256", "kid": "k1", "crit": ["b64"], "b64": True}
+    claims = {**CLAIMS, "iss": issuer.url}
+    return signed_by_hand(head, claims, lambda text: algorithm.sign(text, issuer.keys["k1"]))
+
+
 REFUSED: dict[str, Callable[[Issuer], str]] = {
     "alg none": unsigned("none"),
     "alg None": unsigned("None"),
@@ -183,8 +216,8 @@ REFUSED: dict[str, Callable[[Issuer], str]] = {
         algorithm="ES256", key=ec.generate_private_key(ec.SECP256R1())
     ),
     "a foreign key under our kid": with_head(),
-    "jku": with_head(jku="https://evil.example/keys"),
-    "x5u": with_head(x5u="https://evil.example/cert"),
+    "jku": with_keys_elsewhere("jku"),
+    "x5u": with_keys_elsewhere("x5u"),
     "x5c": with_head(x5c=["MIIB"]),
     "jwk": with_head(jwk=OWN),
     "crit": lambda issuer: jwt.encode(
@@ -193,6 +226,7 @@ REFUSED: dict[str, Callable[[Issuer], str]] = {
         algorithm="RS256",
         headers={"kid": "k1", "crit": ["exp"], "exp": 1},
     ),
+    "crit, of what PyJWT knows": critical,
     "kid is a number": lambda issuer: signed_by_hand(
         {"alg": "RS256", "kid": 1}, {**CLAIMS, "iss": issuer.url}
     ),
@@ -201,9 +235,12 @@ REFUSED: dict[str, Callable[[Issuer], str]] = {
     "exp is text": claiming(exp=str(NOW + 600)),
     "exp is null": claiming(exp=None),
     "exp is true": claiming(exp=True),
+    "exp is infinite": claiming(exp=math.inf),
+    "exp is no number": claiming(exp=math.nan),
     "expired": claiming(exp=NOW - 120),
     "nbf to come": claiming(nbf=NOW + 120),
     "nbf is text": claiming(nbf="soon"),
+    "nbf is no number": claiming(nbf=math.nan),
     "no aud": claiming(aud=ABSENT),
     "another aud": claiming(aud="another"),
     "the beginning of the aud": claiming(aud="gate"),
@@ -232,6 +269,18 @@ REFUSED: dict[str, Callable[[Issuer], str]] = {
 }
 
 
+def refused(reply: httpx.Response, upstream: Upstream) -> None:
+    """401 in OpenAI's shape, which says how to sign in, and nothing went further."""
+    assert reply.status_code == 401
+    assert reply.headers["content-type"] == "application/json"
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] in ("invalid_token", "invalid_api_key")
+    assert reply.headers["www-authenticate"].startswith("Bearer ")
+    assert asked(upstream) == []
+
+
 @pytest.mark.parametrize("how", REFUSED)
 async def test_a_token_that_is_not_good_is_401_and_nothing_is_sent_upstream(
     guarded: Served, upstream: Upstream, issuer: Issuer, how: str
@@ -240,13 +289,10 @@ async def test_a_token_that_is_not_good_is_401_and_nothing_is_sent_upstream(
 
     reply = await guarded.post(PATH, json=CHAT, headers=bearer(token))
 
-    assert reply.status_code == 401
-    error = reply.json()["error"]
-    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_token")
-    assert reply.headers["www-authenticate"].startswith("Bearer ")
+    refused(reply, upstream)
+    assert reply.json()["error"]["code"] == "invalid_token"
     assert token not in reply.text
     assert ANN not in reply.text
-    assert asked(upstream) == []
     [record] = await guarded.recorded()
     assert (record["status"], record["identity"], record["request"]) == (401, None, None)
 
@@ -256,8 +302,18 @@ def headers_of(token: str, other: str) -> dict[str, Any]:
         "two Authorization headers": [("authorization", f"Bearer {token}")] * 2,
         "tokens of two people": {"authorization": f"Bearer {token}", "api-key": other},
         "a token and a key": {"authorization": f"Bearer {token}", "api-key": "key"},
+        "a key of nobody and a token": {"authorization": "Bearer nobody", "api-key": token},
+        "two api-key headers": [("api-key", token)] * 2,
         "another scheme": {"authorization": f"Basic {token}"},
         "no scheme": {"authorization": token},
+        "two spaces": {"authorization": f"Bearer  {token}"},
+        "a tab": {"authorization": f"Bearer\t{token}"},
+        "a word behind it": {"authorization": f"Bearer {token} more"},
+        "two tokens": {"authorization": f"Bearer {token},{token}"},
+        "nothing behind the scheme": {"authorization": "Bearer"},
+        "a scheme in api-key": {"api-key": f"Bearer {token}"},
+        "an empty api-key": {"api-key": ""},
+        "nothing": {},
         "in a cookie": {"cookie": f"authorization={token}"},
     }
 
@@ -269,10 +325,7 @@ async def test_a_token_counts_in_its_header_alone(
     other = issuer.token(oid="somebody", roles=["LLM.User"])
     headers = headers_of(issuer.token(), other)[how]
 
-    reply = await guarded.post(PATH, json=CHAT, headers=headers)
-
-    assert reply.status_code == 401
-    assert asked(upstream) == []
+    refused(await guarded.post(PATH, json=CHAT, headers=headers), upstream)
 
 
 async def test_a_token_in_the_query_or_the_body_is_none(
@@ -282,8 +335,24 @@ async def test_a_token_in_the_query_or_the_body_is_none(
 
     reply = await guarded.post(f"{PATH}?access_token={token}", json={**CHAT, "token": token})
 
-    assert reply.status_code == 401
-    assert asked(upstream) == []
+    refused(reply, upstream)
+
+
+async def test_a_header_of_ones_own_replaces_both(
+    serve: Serve, upstream: Upstream, issuer: Issuer
+) -> None:
+    gateway = await serve(
+        identities=PEOPLE, **settings(issuer, AUTH_METHOD_JWT_HEADER_NAME="X-Token")
+    )
+    token = issuer.token()
+
+    refused(await gateway.post(PATH, json=CHAT, headers=bearer(token)), upstream)
+    with_scheme = {"x-token": f"Bearer {token}"}
+    refused(await gateway.post(PATH, json=CHAT, headers=with_scheme), upstream)
+    ours = await gateway.post(PATH, json=CHAT, headers={"x-token": token})
+
+    assert ours.status_code == 200
+    assert "x-token" not in upstream.journal[-1].headers
 
 
 async def test_a_valid_token_of_nobody_here_is_403(
@@ -325,8 +394,21 @@ async def test_a_persons_own_entry_goes_before_one_that_is_shared(
         ({"azp": "batch-app", "idtyp": "app"}, 200),
         ({"azp": "batch-app", "scp": "user_impersonation"}, 403),
         ({"azp": "batch-app", "idtyp": "user"}, 403),
+        ({"azp": "batch-app", "sub": "somebody"}, 200),
+        ({"azp": "batch-app", "sub": "a name for one application"}, 403),
+        ({"appid": "old-app"}, 200),
+        ({"appid": "old-app", "scp": "user_impersonation"}, 403),
     ],
-    ids=["an app's", "an app's that says so", "a person's", "a person's that says so"],
+    ids=[
+        "an app's",
+        "an app's that says so",
+        "a person's",
+        "a person's that says so",
+        "an app's, known by one id",
+        "a person's, known by two",
+        "an app's of v1",
+        "a person's of v1",
+    ],
 )
 async def test_the_application_counts_for_its_own_tokens_alone(
     guarded: Served, issuer: Issuer, claims: dict[str, Any], status: int
@@ -346,7 +428,12 @@ async def test_a_role_or_a_scope_may_be_required(serve: Serve, issuer: Issuer) -
         ),
     )
     shown = {
-        200: [{"roles": ["LLM.Batch"]}, {"scp": "other llm.use"}],
+        200: [
+            {"roles": ["LLM.Batch"]},
+            {"scp": "other llm.use"},
+            {"scp": ["other", "llm.use"]},
+            {"scope": "llm.all"},
+        ],
         403: [
             {},
             {"roles": ["LLM"]},
@@ -378,6 +465,38 @@ async def test_one_issuer_cannot_speak_for_another(
     forged = await gateway.post(PATH, json=CHAT, headers=bearer(other.token(iss=issuer.url)))
 
     assert (own.status_code, others.status_code, forged.status_code) == (200, 403, 401)
+
+
+async def test_another_issuer_is_not_a_tenant_because_it_says_so(
+    serve: Serve, upstream: Upstream, issuer: Issuer
+) -> None:
+    people = [{"id": "ann", "claims": {"oid": ANN, "tid": TENANT}}]
+    both = f"{V2['iss']},{issuer.url}"
+    keys = f"{issuer.url}/keys"
+    gateway = await serve(
+        identities=people,
+        **settings(issuer, AUTH_METHOD_JWT_ISSUER=both, AUTH_METHOD_JWT_JWKS_URI=keys),
+    )
+
+    own = await gateway.post(PATH, json=CHAT, headers=bearer(issuer.token(**V2)))
+    forged = await gateway.post(PATH, json=CHAT, headers=bearer(issuer.token(tid=TENANT)))
+
+    assert (own.status_code, forged.status_code) == (200, 403)
+
+
+async def test_two_issuers_that_call_somebody_alike_mean_two_people(
+    serve: Serve, upstream: Upstream, issuer: Issuer
+) -> None:
+    other = Issuer(upstream, "issuer-b")
+    people = [{"id": "team", "claims": {"roles": "LLM.User", "iss": [issuer.url, other.url]}}]
+    gateway = await serve(identities=people, **settings(issuer, other))
+
+    for it in (issuer, other):
+        token = it.token(oid="one", roles=["LLM.User"])
+        assert (await gateway.post(PATH, json=CHAT, headers=bearer(token))).status_code == 200
+
+    first, second = (it["identity"]["id"] for it in await gateway.recorded(2))
+    assert (first, second) == (f"team/one@{issuer.url}", f"team/one@{other.url}")
 
 
 @pytest.mark.parametrize(
@@ -434,29 +553,134 @@ async def test_tokens_of_entra_id_are_believed_in_the_versions_that_are_configur
 
     reply = await gateway.post(PATH, json=CHAT, headers=bearer(issuer.token(**shape)))
     elsewhere = issuer.token(**{**shape, "tid": TENANT[::-1]})
-    other_tenant = await gateway.post(PATH, json=CHAT, headers=bearer(elsewhere))
+    against_issuer = await gateway.post(PATH, json=CHAT, headers=bearer(elsewhere))
+    iss = shape["iss"].replace(TENANT, TENANT[::-1])
+    foreign = issuer.token(**{**shape, "iss": iss, "tid": TENANT[::-1]})
+    other_tenant = await gateway.post(PATH, json=CHAT, headers=bearer(foreign))
 
     assert reply.status_code == (200 if believed else 401)
-    assert other_tenant.status_code == 401
+    assert against_issuer.status_code == other_tenant.status_code == 401
     if believed:
         assert (await gateway.recorded())[0]["identity"]["id"] == "ann"
+
+
+async def test_the_models_of_a_group_are_those_that_its_members_see(
+    guarded: Served, upstream: Upstream, issuer: Issuer
+) -> None:
+    shown = bearer(issuer.token(oid="one", groups=["g-2", "g-9"]))
+
+    listing = await guarded.get("/v1/models", headers=shown)
+    call = await guarded.post(PATH, json=CHAT, headers=shown)
+
+    assert listing.json()["data"] == []
+    assert (call.status_code, call.json()["error"]["code"]) == (403, "model_not_allowed")
+    team = bearer(issuer.token(oid="two", roles=["LLM.User"]))
+    listing = await guarded.get("/v1/models", headers=team)
+    assert [it["id"] for it in listing.json()["data"]] == ["m", "alias"]
+
+
+# Keys
+
+
+@pytest.mark.parametrize("algorithm", ["RS512", "PS256"])
+async def test_a_key_that_does_not_say_its_algorithm_is_good_for_those_that_are_set(
+    serve: Serve, issuer: Issuer, algorithm: str
+) -> None:
+    # Entra ID's do not.
+    gateway = await serve(
+        identities=PEOPLE, **settings(issuer, AUTH_METHOD_JWT_ALGORITHMS=f"RS256,{algorithm}")
+    )
+
+    for shown in ("RS256", algorithm):
+        token = issuer.token(algorithm=shown)
+        assert (await gateway.post(PATH, json=CHAT, headers=bearer(token))).status_code == 200
+
+
+async def test_a_key_for_one_algorithm_is_not_used_for_another(
+    serve: Serve, upstream: Upstream, issuer: Issuer
+) -> None:
+    public = jwt.algorithms.RSAAlgorithm.to_jwk(issuer.keys["k1"].public_key(), as_dict=True)
+    issuer.publishes(keys=[{**public, "kid": "k1", "alg": "RS256"}])
+    gateway = await serve(
+        identities=PEOPLE, **settings(issuer, AUTH_METHOD_JWT_ALGORITHMS="RS256,RS512")
+    )
+
+    token = issuer.token(algorithm="RS512")
+
+    refused(await gateway.post(PATH, json=CHAT, headers=bearer(token)), upstream)
+
+
+# Tokens that were seen before
+
+
+async def test_a_token_is_not_believed_for_longer_than_it_says() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    times = [now]
+    method = unverified(lambda: times[-1])
+    ends = (now + timedelta(seconds=100)).timestamp()
+    token = jwt.encode({"oid": ANN, "exp": ends}, "", algorithm="none")
+    people = Identities([Identity(id="ann", claims={"oid": (ANN,)})])
+
+    assert await method.authenticate(request(token), people)
+    times.append(now + timedelta(seconds=159))
+    assert await method.authenticate(request(token), people)
+    times.append(now + timedelta(seconds=161))
+    with pytest.raises(InvalidToken):
+        await method.authenticate(request(token), people)
+
+
+async def test_whose_a_token_is_follows_the_identities_that_are_configured_now() -> None:
+    method = unverified(lambda: datetime.now(UTC))
+    token = jwt.encode({"oid": ANN, "exp": NOW + 600}, "", algorithm="none")
+    before = Identities([Identity(id="ann", claims={"oid": (ANN,)})])
+    after = Identities([Identity(id="ann-2", claims={"oid": (ANN,)})])
+
+    found = [await method.authenticate(request(token), it) for it in (before, before, after)]
+
+    assert [it and it.id for it in found] == ["ann", "ann", "ann-2"]
+    with pytest.raises(IdentityNotAllowed):
+        await method.authenticate(request(token), Identities())
+
+
+def unverified(now: Callable[[], datetime]) -> Jwt:
+    web = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(500)))
+    options = Jwt.Options(auth_method_jwt_verify_signature=False)
+    return Jwt(options, Surroundings({}, web), now)
+
+
+def request(token: str) -> Request:
+    async def nothing() -> AsyncIterator[bytes]:
+        return
+        yield
+
+    return Request("POST", PATH, bearer(token), Body(nothing(), BodyLimits(0)))
 
 
 # Beside API keys
 
 
-async def test_tokens_and_api_keys_are_both_let_in(serve: Serve, issuer: Issuer) -> None:
+@pytest.mark.parametrize("methods", ["apikey, jwt", "jwt,apikey"])
+async def test_tokens_and_api_keys_are_both_let_in(
+    serve: Serve, upstream: Upstream, issuer: Issuer, methods: str
+) -> None:
     people = [
         {"id": "ann", "claims": {"oid": ANN}, "api_keys": [{"key": "key-ann", "id": "2026"}]},
         {"id": "bob", "api_keys": [{"key": "key-bob"}]},
     ]
-    gateway = await serve(identities=people, **settings(issuer, AUTH_METHOD="apikey, jwt"))
+    gateway = await serve(identities=people, **settings(issuer, AUTH_METHOD=methods))
     token = issuer.token()
     shown: list[tuple[dict[str, str], int]] = [
         (bearer(token), 200),
         ({"api-key": "key-ann"}, 200),
+        ({**bearer(token), "api-key": "key-ann"}, 200),
+        ({**bearer("key-ann"), "api-key": token}, 200),
         ({**bearer(token), "api-key": "key-bob"}, 401),
+        ({**bearer(token), "api-key": "key-nobody"}, 401),
+        ({**bearer(cut(issuer)), "api-key": "key-ann"}, 401),
+        ({**bearer("key-ann"), "api-key": cut(issuer)}, 401),
         ({"api-key": ANN}, 401),
+        ({"api-key": "ann"}, 401),
+        ({"api-key": ""}, 401),
         (bearer("key-nobody"), 401),
         (bearer(cut(issuer)), 401),
         ({}, 401),
@@ -465,6 +689,8 @@ async def test_tokens_and_api_keys_are_both_let_in(serve: Serve, issuer: Issuer)
     for headers, status in shown:
         reply = await gateway.post(PATH, json=CHAT, headers=headers)
         assert reply.status_code == status, headers
+        assert ("www-authenticate" in reply.headers) == (status == 401)
+    assert len(asked(upstream)) == sum(status == 200 for _, status in shown)
     first, second, *_ = await gateway.recorded(len(shown))
     assert (first["credential"], second["credential"]) == ("jwt", "apikey 2026")
 
@@ -517,6 +743,27 @@ WRONG_SETTINGS = {
     "keys for some": (
         {"AUTH_METHOD_JWT_JWKS_URI": "https://a/1,https://a/2,https://a/3"},
         "auth_method_jwt_jwks_uri: has to be one for all, or one for each issuer",
+    ),
+    "keys without TLS": (
+        {"AUTH_METHOD_JWT_JWKS_URI": "http://issuer.example/keys"},
+        (
+            "auth_method_jwt_jwks_uri: keys are only taken by https; give a URL that starts with "
+            "https://"
+        ),
+    ),
+    "an issuer that is no URL": (
+        {"AUTH_METHOD_JWT_ISSUER": "issuer.example"},
+        (
+            "auth_method_jwt_issuer: keys are only taken by https; give a URL that starts with "
+            "https://"
+        ),
+    ),
+    "a tenant's name": (
+        {"AUTH_METHOD_JWT_TENANT_ID": "contoso.onmicrosoft.com", "AUTH_METHOD_JWT_ISSUER": ""},
+        (
+            "auth_method_jwt_tenant_id: has to be the tenant's id, 32 hex digits with dashes; no "
+            "name of it stands in tokens"
+        ),
     ),
     "too much leeway": (
         {"AUTH_METHOD_JWT_LEEWAY": "301"},

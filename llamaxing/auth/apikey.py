@@ -21,6 +21,7 @@ class ApiKey:
 
     def __init__(self, options: Options, surroundings: Surroundings, now: Now) -> None:
         self._header = options.auth_method_apikey_header_name
+        self._alone = "jwt" not in surroundings.methods
         self._now = now
 
     def faults(self, identity: Identity) -> Iterable[tuple[str, str]]:
@@ -31,13 +32,16 @@ class ApiKey:
         return Unauthenticated(f"You didn't provide an API key: send it as {ways}.")
 
     async def authenticate(self, request: Request, identities: Identities) -> Caller | None:
-        given = credentials(request, self._header)
-        found = [identities.by_key(key, self._now()) for key in given]
-        if not any(found) and all(map(looks_like_token, given)):
-            return None
-        callers = [it for it in found if it]
-        if len(callers) < len(given):
+        found = [
+            (identities.by_key(key, self._now()), key) for key in credentials(request, self._header)
+        ]
+        callers = [caller for caller, _ in found if caller]
+        others = [key for caller, key in found if caller is None]
+        tokens = [key for key in others if looks_like_token(key)]
+        if len(tokens) < len(others) or (callers and others and self._alone):
             raise Unauthenticated("Incorrect API key provided.")
+        if not callers:
+            return None
         if len({identity.id for identity, _ in callers}) > 1:
             raise Unauthenticated("The request carries the API keys of two identities.")
         identity, key = callers[0]
