@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Everything after a clone, with Python alone; .venv and what goes into it are made on the way.
 
-  run.py [--host HOST] [--port PORT]   serve the gateway on this machine, until Ctrl-C
-  run.py test [pytest's arguments]     ruff, mypy and the tests: all of them, or those named
-  run.py bench [--help]                the gateway beside others, and what each costs
+  run.py [FOLDER] [--host HOST] [--port PORT]   serve the gateway on this machine, until Ctrl-C
+  run.py test [pytest's arguments]              ruff, mypy and the tests: all, or those named
+  run.py bench [--help]                         the gateway beside others, and what each costs
+  run.py check|keys|outbox|schema|simulate ...  what `python -m llamaxing` does; -h tells more
 
-The upstream is the first of these that is there, in the environment or in .env:
+FOLDER has .env and models.json: an example's, or by default run.py's own. The upstream is the
+first of these that is there, in the environment or in .env:
 
-  MODELS_SOURCE, or models.json beside run.py                      your own configuration
+  MODELS_SOURCE, or models.json                             your own configuration
   AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY,
-  AZURE_OPENAI_DEPLOYMENT (and AZURE_OPENAI_API_VERSION)           examples/models-azure.json
-  OPENAI_API_KEY                                                   examples/models-openai.json
-  none of them                                                     a small model on this machine
+  AZURE_OPENAI_DEPLOYMENT (and AZURE_OPENAI_API_VERSION)    examples/01-simple-noauth
+  OPENAI_API_KEY                                            examples/models-openai.json
+  none of them                                              a small model on this machine
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ QUIET = ("-qq", "--disable-pip-version-check")
 STAMP = VENV / "run.py.json"  # what is installed: a digest of each of these files
 AZURE = ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_DEPLOYMENT")
 EXAMPLE = "examples/00-local-model"
+COMMANDS = ("check", "keys", "outbox", "schema", "simulate")
 START = 60  # seconds that the gateway may take until it answers
 GRACE = 35  # seconds at the end: the gateway gives open streams 30
 
@@ -54,15 +57,35 @@ def main(arguments: Sequence[str]) -> int:
         return test(arguments[1:])
     if arguments[:1] == ["bench"]:
         return bench(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return command(arguments)
     options = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    options.add_argument("folder", nargs="?", default=str(HERE), type=existing)
     options.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     options.add_argument("--port", default=8000, type=int, help="default: 8000")
     args = options.parse_args(arguments)
-    return serve(args.host, args.port)
+    return serve(args.folder, args.host, args.port)
+
+
+def existing(path: str) -> Path:
+    """A folder. `argparse.ArgumentTypeError` for what is none."""
+    if not Path(path).is_dir():
+        what = f"is no folder, and no command: those are {', '.join(COMMANDS)}, bench and test"
+        raise argparse.ArgumentTypeError(f"{path} {what}")
+    return Path(path).resolve()
+
+
+def command(arguments: Sequence[str]) -> int:
+    install(*GATEWAY)
+    child = start("-m", "llamaxing", *arguments, told={})
+    try:
+        return child.wait()
+    finally:
+        end({arguments[0]: child})
 
 
 def test(arguments: Sequence[str]) -> int:
@@ -85,10 +108,10 @@ def bench(arguments: Sequence[str]) -> int:
     return subprocess.call([PYTHON, "-m", "bench", *arguments], cwd=HERE)
 
 
-def serve(host: str, port: int) -> int:
+def serve(folder: Path, host: str, port: int) -> int:
     check_port(host, port)
-    settings = read_settings()
-    upstream, told = choose(settings)
+    settings = read_settings(folder)
+    upstream, told = choose(folder, settings)
     told = {name: value for name, value in told.items() if not settings.get(name)}
     local = told.get("MODELS_SOURCE", "").endswith(f"{EXAMPLE}/models.json")
     install(*GATEWAY, *([LOCAL] if local else []))
@@ -97,8 +120,8 @@ def serve(host: str, port: int) -> int:
         if local:
             say("starting the model")
             told["LOCAL_MODEL_URL"] = start_model(children)
-        command = ["-m", "llamaxing", "serve", "--host", host, "--port", str(port)]
-        children["gateway"] = start(*command, told=told)
+        where = ["--folder", str(folder), "--host", host, "--port", str(port)]
+        children["gateway"] = start("-m", "llamaxing", "serve", *where, told=told)
         introduce(host, port, upstream, children)
         while True:
             check(children)
@@ -214,31 +237,33 @@ def pinned(package: str) -> str:
 # Which upstream
 
 
-def choose(settings: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def choose(folder: Path, settings: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """The upstream's name for people, and what the gateway must be told to serve it."""
+    if settings.get("APP_MODE") == "sidecar":
+        return "the gateway that SIDECAR_UPSTREAM_URL says", {}
     if settings.get("MODELS_SOURCE"):
         return "what MODELS_SOURCE says", {}
-    if (HERE / "models.json").exists():
-        return "what models.json says", {}
+    if (folder / "models.json").exists() and folder != HERE / EXAMPLE:
+        return f"what {os.path.relpath(folder / 'models.json', HERE)} says", {}
     missing = [name for name in AZURE if not settings.get(name)]
     if not missing:
         version = settings.get("OPENAI_API_VERSION") or "2024-10-21"
-        source = "file:examples/models-azure.json"
+        source = f"file:{HERE / 'examples/01-simple-noauth/models.json'}"
         return "Azure OpenAI", {"MODELS_SOURCE": source, "AZURE_OPENAI_API_VERSION": version}
     if len(missing) < len(AZURE):
         say(f"not using Azure OpenAI: without {' and '.join(missing)}")
     if settings.get("OPENAI_API_KEY"):
-        return "OpenAI", {"MODELS_SOURCE": "file:examples/models-openai.json"}
-    source = f"file:{EXAMPLE}/models.json"
+        return "OpenAI", {"MODELS_SOURCE": f"file:{HERE / 'examples/models-openai.json'}"}
+    source = f"file:{HERE}/{EXAMPLE}/models.json"
     return "SmolLM2 on this machine (no key found)", {
         "MODELS_SOURCE": source,
         "AUTH_METHOD": "none",
     }
 
 
-def read_settings() -> dict[str, str]:
+def read_settings(folder: Path) -> dict[str, str]:
     """The environment over .env. The gateway reads both itself; this is to choose by."""
-    file = HERE / ".env"
+    file = folder / ".env"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     pairs = (line.strip().removeprefix("export ").partition("=") for line in lines)
     settings = {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}

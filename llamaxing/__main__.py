@@ -28,6 +28,8 @@ from llamaxing.upstream import AiohttpTransport
 def main() -> int:
     """Exits with 1 where the configuration has faults; they are on standard error, a line each."""
     wanted = _arguments().parse_args()
+    if getattr(wanted, "folder", None):
+        os.chdir(wanted.folder)
     try:
         return int(wanted.run(wanted))
     except ConfigurationError as error:
@@ -42,9 +44,11 @@ def _arguments() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     serve.add_argument("--port", type=int, default=8000, help="the port to listen on")
     serve.add_argument("--workers", type=int, default=1, help="how many processes")
+    _in_folder(serve)
     serve.set_defaults(run=_serve)
     check = commands.add_parser("check", help="say what would be served, or what is wrong")
     check.add_argument("--probe", action="store_true", help="call each instance once, cheaply")
+    _in_folder(check)
     check.set_defaults(run=lambda wanted: asyncio.run(_check(wanted.probe)))
     schema = commands.add_parser("schema", help="print the JSON Schemas of the files")
     schema.add_argument(
@@ -60,7 +64,20 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def _in_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--folder", type=_folder, help="where .env is, and the files that settings name"
+    )
+
+
+def _folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path}")
+    return Path(path)
+
+
 def _outbox_arguments(outbox: argparse.ArgumentParser) -> None:
+    _in_folder(outbox)
     commands = outbox.add_subparsers(required=True)
     status = commands.add_parser("status", help="how much waits, and how much is poison")
     status.set_defaults(run=lambda _: _upkeep(upkeep.status))

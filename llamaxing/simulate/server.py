@@ -1,7 +1,8 @@
 """The simulated instances on a socket, with the faults that only a connection can have.
 
 The first segment of a path is the instance: `/a/v1/…` is instance `a` as OpenAI, `/a/openai/…` as
-Azure OpenAI. `GET /` tells what each has answered; `PUT /a` changes how it behaves.
+Azure OpenAI. `GET /` tells what each has answered; `PUT /a` changes how it behaves. `/msi/token`
+is where App Service has an app's managed identity, for instances that are called without a key.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ import random
 import socket
 import struct
 import sys
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,6 +25,8 @@ from llamaxing.simulate.behaviour import FAULTS
 from llamaxing.simulate.service import EVENTS, Asked, Reply, Service
 
 _LARGEST_BODY = 2**30
+# Seconds that a token is good for.
+_LIFETIME = 24 * 60 * 60
 # SO_LINGER: on, for no time.
 _AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
@@ -45,6 +50,7 @@ class Simulator:
         """Where it listens. Port 0 takes any."""
         app = web.Application(client_max_size=_LARGEST_BODY)
         app.router.add_get("/", self._show)
+        app.router.add_get("/msi/token", _token)
         app.router.add_put("/{instance}", self._change)
         app.router.add_route("*", "/{instance}/{path:.+}", self._call)
         # A caller who hangs up ends its call.
@@ -94,6 +100,17 @@ class Simulator:
         reply = service.answer(asked, fault)
         service.answered[fault if fault in FAULTS else str(reply.status)] += 1
         return await _send(request, reply, fault, service.behaviour.chunk_latency)
+
+
+async def _token(request: web.Request) -> web.Response:
+    """As azure-identity asks for it where IDENTITY_ENDPOINT and IDENTITY_HEADER are set."""
+    found = {
+        "access_token": f"simulated-{uuid.uuid4().hex}",
+        "expires_on": str(int(time.time()) + _LIFETIME),
+        "resource": request.query.get("resource", ""),
+        "token_type": "Bearer",
+    }
+    return web.json_response(found)
 
 
 async def _body(request: web.Request) -> Mapping[str, Any]:
