@@ -12,6 +12,7 @@ async function begin() {
   // Who asked, as Entra ID tells it of an application.
   server.service.on("beforeTokenSigning", (token, request) => {
     token.payload.oid = request.body.client_id;
+    if (request.body.roles) token.payload.roles = request.body.roles.split(",");
   });
   await server.start(port, "127.0.0.1");
   port = server.address().port;

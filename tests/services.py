@@ -286,9 +286,10 @@ class OIDCIssuer:
             pytest.fail(f"the issuer ended at once, with exit code {self._process.wait(30)}")
         self.url = line
 
-    def token(self, client: str, audience: str) -> str:
-        """By client credentials: what an application gets."""
+    def token(self, client: str, audience: str, roles: str = "") -> str:
+        """By client credentials: what an application gets. `roles`: its own, by commas."""
         form = {"grant_type": "client_credentials", "client_id": client, "aud": audience}
+        form["roles"] = roles
         reply = httpx.post(f"{self.url}/token", data=form, trust_env=False)
         token: str = reply.json()["access_token"]
         return token

@@ -357,7 +357,6 @@ async def test_a_real_models_stream_is_recorded_as_its_plain_reply(
     tmp_path: Path, local_model: LocalModel
 ) -> None:
     models = json.loads(local_model.models.read_text())
-    models[0]["capabilities"].append("responses")
     environ = configure(tmp_path, models) | {"LOCAL_MODEL_URL": local_model.url}
     asked: dict[str, Any] = {"model": "smollm2", "temperature": 0, "seed": 1, "max_tokens": 6}
     asked["messages"] = [{"role": "user", "content": "Say hello."}]

@@ -221,7 +221,7 @@ async def test_a_model_is_retrieved_by_its_name_or_an_alias(sdk: SDK, name: str)
     found = await sdk(lambda client: client.models.retrieve(name))
 
     assert (found.id, found.object) == (name, "model")
-    assert found.capabilities == ["chat_completions", "completions"]
+    assert found.capabilities == ["chat_completions", "completions", "responses"]
 
 
 async def test_a_reply_names_its_request(sdk: SDK) -> None:

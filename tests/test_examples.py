@@ -1,0 +1,159 @@
+"""The files of the examples go together, and name nothing that would count for nothing."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from dotenv import dotenv_values
+
+from llamaxing import __main__ as command_line
+from llamaxing.settings import every_setting
+from tests.services import PROJECT
+
+EXAMPLES = sorted(PROJECT.glob("examples/0*"))
+SIDECAR = PROJECT / "examples" / "04-azure-jwt-full-stack" / "sidecar"
+# Of the platform, and of azure-identity.
+THEIRS = {
+    *("FUNCTIONS_WORKER_RUNTIME", "PYTHON_ENABLE_INIT_INDEXING", "FUNCTIONS_WORKER_PROCESS_COUNT"),
+    *("AzureWebJobsStorage", "AzureWebJobsDisableHomepage"),
+    *("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_CREDENTIAL"),
+}
+
+
+def on_azure(example: Path) -> dict[str, str]:
+    values: dict[str, str] = json.loads((example / "local.settings.sample.json").read_text())[
+        "Values"
+    ]
+    return values
+
+
+def here(folder: Path) -> dict[str, str]:
+    return {name: value or "" for name, value in dotenv_values(folder / ".env.sample").items()}
+
+
+def variables(example: Path) -> set[str]:
+    texts = [file.read_text() for file in example.glob("*.json") if "settings" not in file.name]
+    return set(re.findall(r"\$\{(\w+)\}", "".join(texts)))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda it: it.name)
+def test_an_example_is_whole(example: Path) -> None:
+    known = on_azure(example)["AUTH_METHOD"] != "none"
+
+    for name in ("README.md", "models.json", ".env.sample", "local.settings.sample.json"):
+        assert (example / name).is_file(), name
+    assert (example / "identities.json").is_file() == known
+    assert f"({example.name}/README.md)" in (PROJECT / "examples" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", [*EXAMPLES, SIDECAR], ids=lambda it: it.name)
+def test_every_name_in_its_settings_counts_for_something(folder: Path) -> None:
+    known = {name.upper() for name in every_setting()} | variables(folder) | THEIRS
+
+    assert here(folder).keys() <= known
+    if folder != SIDECAR:
+        assert on_azure(folder).keys() <= known
+        assert variables(folder) <= on_azure(folder).keys() & here(folder).keys()
+
+
+@pytest.mark.parametrize("file", sorted(PROJECT.glob("examples/*/identities.json")), ids=str)
+def test_an_editor_that_knows_the_schema_finds_no_fault_in_identities(file: Path) -> None:
+    schema = json.loads((PROJECT / "examples" / "identities.schema.json").read_text())
+
+    jsonschema.validate(json.loads(file.read_text()), schema)
+
+
+def test_no_secret_stands_in_what_is_for_azure() -> None:
+    for example in EXAMPLES:
+        for name, value in on_azure(example).items():
+            assert value == "" or not re.search(r"SECRET|KEY$|URI$|AzureWebJobsStorage", name), name
+
+
+def test_the_services_of_the_full_stack_are_where_its_settings_say() -> None:
+    example = SIDECAR.parent
+    services: dict[str, Any] = yaml.safe_load((example / "docker-compose.yml").read_text())[
+        "services"
+    ]
+    told, langfuse = here(example), services["langfuse-web"]["environment"]
+
+    published = [port for it in services.values() for port in it.get("ports", ())]
+    assert published == ["127.0.0.1:27017:27017", "127.0.0.1:3000:3000"]
+    assert told["LOGGING_CLIENT_MONGODB_URI"].endswith("127.0.0.1:27017")
+    assert told["OBSERVABILITY_CLIENT_LANGFUSE_HOST"].endswith("127.0.0.1:3000")
+    for name in ("PUBLIC_KEY", "SECRET_KEY"):
+        key = told[f"OBSERVABILITY_CLIENT_LANGFUSE_{name}"]
+        assert key == langfuse[f"LANGFUSE_INIT_PROJECT_{name}"]
+    for it in services.values():
+        for other in it.get("depends_on", ()):
+            assert "healthcheck" in services[other]
+
+
+def test_a_program_that_easy_auth_lets_in_is_one_that_the_registration_names() -> None:
+    example = PROJECT / "examples" / "03-azure-jwt-entra"
+    easy, app, cli = (
+        json.loads((example / name).read_text())
+        for name in ("easy-auth.json", "app-registration.json", "app-azure-cli.json")
+    )
+    entra = easy["properties"]["identityProviders"]["azureActiveDirectory"]["validation"]
+    [client] = cli["api"]["preAuthorizedApplications"]
+    [scope], [role] = app["api"]["oauth2PermissionScopes"], app["appRoles"]
+    identities = json.loads((example / "identities.json").read_text())
+    readme = (example / "README.md").read_text()
+
+    assert client["appId"] in entra["defaultAuthorizationPolicy"]["allowedApplications"]
+    assert client["delegatedPermissionIds"] == [scope["id"]]
+    assert role["value"] in [it["claims"].get("roles") for it in identities]
+    for said in (role["id"], role["value"], scope["value"], client["appId"]):
+        assert said in readme
+
+
+# run.py
+
+
+@pytest.fixture(scope="module")
+def run() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run", PROJECT / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "settings", "models"),
+    [
+        ("02-simple-apikey", {"OPENAI_API_KEY": "k"}, None),
+        ("04-azure-jwt-full-stack/sidecar", {"APP_MODE": "sidecar"}, None),
+        ("00-local-model", {}, "00-local-model/models.json"),
+        ("demos", {"OPENAI_API_KEY": "k"}, "models-openai.json"),
+        (
+            "demos",
+            dict.fromkeys(
+                ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_DEPLOYMENT"), "a"
+            ),
+            "01-simple-noauth/models.json",
+        ),
+        ("demos", {}, "00-local-model/models.json"),
+    ],
+)
+def test_a_folders_own_models_are_served_or_those_of_the_keys_there_are(
+    run: ModuleType, folder: str, settings: dict[str, str], models: str | None
+) -> None:
+    _, told = run.choose(PROJECT / "examples" / folder, settings)
+
+    expected = models and f"file:{PROJECT / 'examples' / models}"
+    assert told.get("MODELS_SOURCE") == expected
+
+
+def test_it_has_every_command_but_serve_which_is_its_own(run: ModuleType) -> None:
+    usage = command_line._arguments().format_usage()
+
+    listed = re.findall(r"\w+", usage.partition("{")[2].partition("}")[0])
+    assert sorted({*listed} - {"serve"}) == sorted(run.COMMANDS)
