@@ -42,6 +42,8 @@ GATEWAY = ("requirements.txt", "requirements-shim.txt")
 LOCAL = "requirements-local.txt"
 DEVELOPMENT = "requirements-dev.txt"
 NPM = "requirements-npm.txt"
+BENCH, BENCH_LITELLM = "requirements-bench.txt", "requirements-bench-litellm.txt"
+BENCH_NPM = "requirements-bench-npm.txt"
 CLIENTS = ("requirements-clients.txt", "requirements-clients-openai2.txt")
 QUIET = ("-qq", "--disable-pip-version-check")
 STAMP = VENV / "run.py.json"  # what is installed: a digest of each of these files
@@ -92,7 +94,7 @@ def test(arguments: Sequence[str]) -> int:
     install(*GATEWAY, LOCAL, DEVELOPMENT)
     install_npm()
     for name in CLIENTS:
-        install_clients(name)
+        install_apart(name)
     pytest = ["pytest", *(arguments or ["--cov"])]
     failed = []
     for step in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], pytest):
@@ -104,7 +106,11 @@ def test(arguments: Sequence[str]) -> int:
 
 
 def bench(arguments: Sequence[str]) -> int:
-    install(*GATEWAY, LOCAL, DEVELOPMENT)
+    install(*GATEWAY, LOCAL, DEVELOPMENT, BENCH)
+    install_npm()
+    if "--full" in arguments:
+        install_apart(BENCH_LITELLM)
+        install_npm(BENCH_NPM, "bench-npm")
     return subprocess.call([PYTHON, "-m", "bench", *arguments], cwd=HERE)
 
 
@@ -154,27 +160,27 @@ def install(*files: str) -> None:
     stamp(*files)
 
 
-def install_npm() -> None:
-    """What the tests have of npm, which pip has installed. Tests go on without it."""
-    if is_installed(NPM):
+def install_npm(name: str = NPM, folder: str = "npm") -> None:
+    """Packages of npm, which pip has installed. What needs them goes on without."""
+    if is_installed(name):
         return
 
-    say(f"installing {NPM} (first time, about half a minute)")
-    lines = (HERE / NPM).read_text(encoding="utf-8").splitlines()
+    say(f"installing {name} (first time, about half a minute)")
+    lines = (HERE / name).read_text(encoding="utf-8").splitlines()
     packages = [line for line in lines if line and not line.startswith("#")]
     quiet = ("--loglevel=error", "--no-audit", "--no-fund", "--fetch-retry-mintimeout=1000")
     patience = ("--fetch-timeout=60000", "--fetch-retries=1")
-    bare = ("--no-save", "--no-package-lock", "--ignore-scripts", f"--prefix={VENV / 'npm'}")
+    bare = ("--no-save", "--no-package-lock", "--ignore-scripts", f"--prefix={VENV / folder}")
     npm = str(Path(PYTHON).with_name("npm"))
     command = [npm, "install", *quiet, *patience, *bare, *packages]
     if subprocess.call(command, stdout=subprocess.DEVNULL) == 0:
-        stamp(NPM)
+        stamp(name)
     else:
-        say(f"npm could not install {NPM}; the tests that need it are skipped")
+        say(f"npm could not install {name}; what needs it is skipped")
 
 
-def install_clients(name: str) -> None:
-    """Callers for the tests, which need not go with what we need. Tests go on without them."""
+def install_apart(name: str) -> None:
+    """What need not go with what we need, in an environment of its own. All goes on without it."""
     if is_installed(name):
         return
 
@@ -188,7 +194,7 @@ def install_clients(name: str) -> None:
         stamp(name)
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        say(f"pip could not install {name}; the tests that need it are skipped")
+        say(f"pip could not install {name}; what needs it is skipped")
 
 
 def is_installed(*files: str) -> bool:

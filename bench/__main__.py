@@ -1,89 +1,70 @@
-"""python -m bench [--only json32,sse] [--gateways nginx,apikey] [--rounds 3]
+"""python3 run.py bench [--full] [--only json32,sse] [--gateways nginx,apikey] [--rounds 3]
 
-What `run.py bench` runs: gateways side by side, each a whole program, on one machine.
+Gateways side by side, each a whole program on a core of its own, in front of one upstream. What it
+prints at the end is also in bench/results: as quick.md, or with --full as latest.md, with a plot
+and with all figures as JSON; the README has those of latest. With --full it takes most of an hour,
+installs the peers, and its exit code is 1 where a bar is missed.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-from bench.gateways import GATEWAYS, Gateway, Missing
-from bench.rig import Rig, rig
-from bench.scenarios import SCENARIOS, Figures, measure
+from bench import report, results
+from bench.bars import bars
+from bench.imports import longest
+from bench.lineup import LINEUP
+from bench.results import Results
+from bench.rig import PROJECT, rig
+from bench.rounds import Rounds
+from bench.scenarios import SCENARIOS, Scale
 
-Results = dict[str, dict[str, list[Figures]]]
+FOLDER = PROJECT / "bench" / "results"
+FULL, QUICK = Scale(seconds=3, calls=100_000), Scale(seconds=1, calls=2_000)
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--only", default=",".join(SCENARIOS))
-    options.add_argument("--gateways", default=",".join(GATEWAYS))
-    options.add_argument("--rounds", type=int, default=3)
+    options = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("--full", action="store_true", help="five rounds, peers, and every bar")
+    options.add_argument("--only", type=_names, help=f"of {', '.join(SCENARIOS)}")
+    options.add_argument("--gateways", type=_names, help=f"of {', '.join(LINEUP)}")
+    options.add_argument("--rounds", type=int, help="1, with --full 5")
     wanted = options.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder, rig(Path(folder)) as ours:
-        results = run(ours, wanted.gateways.split(","), wanted.only.split(","), wanted.rounds)
-    for scenario in wanted.only.split(","):
-        for name, found in results.items():
-            print(scenario, name, medians(found.get(scenario, [])))
-    return 0
+    found = run(wanted)
+    print(report.document(found), flush=True)
+    write(found, "latest" if wanted.full else "quick")
+    missed = [bar for bar in bars(found) if not bar.holds]
+    return 1 if wanted.full and missed else 0
 
 
-def run(rig: Rig, names: Sequence[str], scenarios: Sequence[str], rounds: int) -> Results:
-    """Every round has every scenario at every gateway, so that a busy minute is busy for all."""
-    results: Results = {}
-    with ExitStack() as stack:
-        gateways = [it for name in names if (it := _start(rig, name, stack))]
-        for number in range(rounds):
-            for scenario in scenarios:
-                first = number % len(gateways)
-                for gateway in gateways[first:] + gateways[:first]:
-                    found = _measure(rig, gateway, scenario)
-                    if found:
-                        results.setdefault(gateway.name, {}).setdefault(scenario, []).append(found)
-    return results
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
-def _start(rig: Rig, name: str, stack: ExitStack) -> Gateway | None:
-    try:
-        gateway = GATEWAYS[name](rig)
-        stack.callback(gateway.stop)
-        gateway.start()
-    except Missing as error:
-        say(f"{name} is skipped: {error}")
-        return None
-    if gateway.program:
-        gateway.program.freeze()
-    return gateway
-
-
-def _measure(rig: Rig, gateway: Gateway, scenario: str) -> Figures | None:
-    """All others stand still."""
-    if gateway.program:
-        gateway.program.thaw()
-    try:
-        found = measure(rig, gateway, scenario)
-    except Missing as error:
-        say(f"{scenario} at {gateway.name} is left out: {error}")
-        return None
-    finally:
-        if gateway.program:
-            gateway.program.freeze()
-    shown = ", ".join(f"{name} {value:.5g}" for name, value in found.items())
-    say(f"{scenario:8} {gateway.name:10} {shown}")
+def run(wanted: argparse.Namespace) -> Results:
+    found = Results(results.here(), wanted.rounds or (5 if wanted.full else 1))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, rig(Path(folder)) as made:
+        rounds = Rounds(made, FULL if wanted.full else QUICK, found)
+        rounds.start(wanted.gateways or list(LINEUP))
+        rounds.run(wanted.only or list(SCENARIOS))
+    if wanted.only is None:
+        found.add("imports", "gap", {"ms": longest(9 if wanted.full else 1)})
     return found
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def medians(runs: Sequence[Figures]) -> Figures:
-    names = {name: None for run in runs for name in run}
-    return {n: round(statistics.median(r[n] for r in runs if n in r), 3) for n in names}
+def write(found: Results, name: str) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    found.write(FOLDER / f"{name}.json")
+    (FOLDER / f"{name}.md").write_text(report.document(found), encoding="utf-8")
+    report.plot(found, FOLDER / f"{name}.png")
+    if name == "latest":
+        report.mend(PROJECT / "README.md", found)
 
 
 if __name__ == "__main__":

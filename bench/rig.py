@@ -1,14 +1,18 @@
 """What all gateways share: the upstream behind them, and the files that they are told of."""
 
 import contextlib
+import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,12 @@ import trustme
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from bench.process import LOAD_CORE
+from tests.services import Azurite
 
 PROJECT = Path(__file__).parent.parent
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 KEY = "sk-bench"
+BEARER = {"authorization": f"Bearer {KEY}"}
 ISSUER = "https://issuer.invalid"
 AUDIENCE = "bench"
 _A_DAY = 86_400
@@ -29,9 +35,13 @@ _A_DAY = 86_400
 
 @dataclass(frozen=True)
 class Rig:
-    """`upstream` and `tls_upstream` are base URLs, without `/v1`; `authority` is a file."""
+    """`upstream` and `tls_upstream` are base URLs, without `/v1`; `authority` is a file.
+
+    `stack` ends with the rig, and whatever is started for it on the way with that.
+    """
 
     folder: Path
+    stack: ExitStack
     upstream: str
     tls_upstream: str
     authority: Path
@@ -41,9 +51,31 @@ class Rig:
         """What has come to the upstream so far."""
         return dict(json.loads(get(f"{self.upstream}/count")))
 
+    def subfolder(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def storage(self) -> Azurite:
+        """Azure's Blob and Queue storage, with a certificate and for tokens of Entra ID."""
+        return self.stack.enter_context(Azurite(self.subfolder("azurite"), oauth=True))
+
     @property
-    def keys_url(self) -> str:
-        return f"{self.upstream}/keys"
+    def uncompiled(self) -> dict[str, str]:
+        """What has a Python find the .pyc files of its own library, and no others."""
+        return {"PYTHONPYCACHEPREFIX": str(_compiled(self.folder)), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@functools.cache
+def _compiled(folder: Path) -> Path:
+    """A cache as PYTHONPYCACHEPREFIX wants it, of Python's own library."""
+    library, prefix = Path(sysconfig.get_path("stdlib")), folder / "compiled"
+    for file in library.rglob(f"__pycache__/*.{sys.implementation.cache_tag}.pyc"):
+        if "site-packages" not in file.parts and "test" not in file.parts:
+            there = prefix / file.parent.parent.relative_to("/") / file.name
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, there)
+    return prefix
 
 
 @contextlib.contextmanager
@@ -55,6 +87,14 @@ def rig(folder: Path) -> Iterator[Rig]:
     certificate.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
     authority.cert_pem.write_to_path(folder / "authority.pem")
     token = _sign(folder / "keys.json")
+    with _upstream(folder) as (plain, tls), ExitStack() as stack:
+        urls = (f"http://127.0.0.1:{plain}", f"https://localhost:{tls}")
+        yield Rig(folder, stack, *urls, folder / "authority.pem", token)
+
+
+@contextlib.contextmanager
+def _upstream(folder: Path) -> Iterator[tuple[str, str]]:
+    """Its two ports."""
     command = [sys.executable, "-m", "bench.upstream", f"--core={LOAD_CORE}"]
     command += [f"--keys={folder / 'keys.json'}", f"--certificate={folder / 'server.pem'}"]
     with subprocess.Popen(
@@ -64,13 +104,7 @@ def rig(folder: Path) -> Iterator[Rig]:
         assert process.stdout is not None
         plain, tls = process.stdout.readline().split()
         try:
-            yield Rig(
-                folder,
-                f"http://127.0.0.1:{plain}",
-                f"https://localhost:{tls}",
-                folder / "authority.pem",
-                token,
-            )
+            yield plain, tls
         finally:
             process.stdin.close()
 

@@ -1,103 +1,214 @@
 """What is done to a gateway, and what is measured of it meanwhile."""
 
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.gateways import Gateway, Missing, Route
-from bench.process import LOAD_CORE
+from bench.process import LOAD_CORE, Program
 from bench.rig import PROJECT, Rig
 
 _SCRIPT = Path(__file__).parent / "post.lua"
-_LONGEST = 300
+_LONGEST = 600
+_CHUNKS = 200
+_MANY = 1000
+_KB = 1024
 Figures = dict[str, float]
 
 
-def json_calls(gateway: Gateway, route: Route | None, callers: int, seconds: int) -> Figures:
-    """Plain calls of 1 KB and replies of 1 KB, as many as so many callers can make."""
+@dataclass(frozen=True)
+class Scale:
+    """`seconds` of each scenario that has no length of its own; `calls` after which memory is
+    looked at again."""
+
+    seconds: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    rig: Rig
+    gateway: Gateway
+    scale: Scale
+
+    @property
+    def program(self) -> Program | None:
+        return self.gateway.program
+
+
+def plain(trial: Trial, callers: int) -> Figures:
+    """Calls and replies of 1 KB, as many as so many callers can make."""
+    return _wrk(trial, trial.gateway.plain, callers)
+
+
+def tls(trial: Trial, callers: int) -> Figures:
+    """The same where the upstream speaks TLS; `reused`: the calls on connections that were there,
+    of a hundred, once each caller has made a call."""
+    route = trial.gateway.tls
     if route is None:
         return {}
-    headers = "|".join(f"{name}: {value}" for name, value in route.headers.items())
-    told = {"BENCH_BODY": route.body("s=1024/"), "BENCH_HEADERS": headers}
-    command = [wrk(), "-t1", f"-c{callers}", f"-d{seconds}s", "--timeout", "20s"]
-    printed, cpu = _run([*command, "-s", str(_SCRIPT), route.url], gateway, told)
-    calls, microseconds, wrong, p50, p99 = map(int, printed.rpartition("RESULT")[2].split())
-    return {
-        "calls": calls,
-        "wrong": wrong,
-        "rps": calls / microseconds * 1e6,
-        "cpu_us": cpu / max(1, calls) * 1e6,
-        "p50_ms": p50 / 1000,
-        "p99_ms": p99 / 1000,
-    }
+    load(trial, "closed", "s=1024/", route, callers=callers, calls=2 * callers)
+    before = trial.rig.counts()
+    found = _wrk(trial, route, callers)
+    after = trial.rig.counts()
+    calls, connections = (after[it] - before[it] for it in ("tls_calls", "tls_connections"))
+    return {**found, "reused": 100 * (1 - connections / max(1, calls))}
 
 
-def streams(gateway: Gateway, gap: int, **how: Any) -> Figures:
+def paced(trial: Trial) -> Figures:
+    """A hundred calls a second, whose replies take upstream 50 ms."""
+    seconds = 2 * trial.scale.seconds
+    return load(trial, "paced", "d=50/s=1024/", rate=100, seconds=seconds)[0]
+
+
+def burst(trial: Trial) -> Figures:
+    """Two hundred callers at the same moment."""
+    return load(trial, "closed", "d=50/s=1024/", callers=200, calls=200)[0]
+
+
+def streams(trial: Trial, gap: int, **how: Any) -> Figures:
     """Streams of 200 chunks. `gap`: milliseconds between two chunks."""
-    route = gateway.plain
-    body = route.body(f"n=200/g={gap}/", stream=True)
-    seen, cpu = load(gateway, route, "streams", body, chunks=200, **how)
+    seen, cpu = load(trial, "streams", f"n={_CHUNKS}/g={gap}/", chunks=_CHUNKS, **how)
     chunks = seen["chunks"]
-    return seen | {"cpu_ms_1000": cpu / max(1, chunks) * 1e6, "chunks_s": chunks / seen["seconds"]}
+    if trial.program:
+        seen["cpu_ms_1000"] = cpu / max(1, chunks) * 1e6
+    return {**seen, "chunks_s": chunks / seen["seconds"]}
+
+
+def many(trial: Trial) -> Figures:
+    """A thousand streams at once, at a gateway that has had one call."""
+    trial.gateway.restart()
+    with _peak(trial.program) as peak:
+        before = peak()
+        seen, _ = load(trial, "streams", "n=20/g=200/", chunks=20, number=_MANY)
+    if trial.program:
+        seen["kb_stream"] = (peak() - before) * _KB / _MANY
+    return seen
+
+
+def memory(trial: Trial) -> Figures:
+    """Of a gateway that has had one call; after a tenth of so many, and after all of them."""
+    trial.gateway.restart()
+    program = trial.program
+    if program is None:
+        return {}
+    found = {"idle_mb": program.memory()}
+    calls = min(trial.scale.calls, 2_000) if trial.gateway.is_peer else trial.scale.calls
+    for name, number in (("warm_mb", calls // 10), ("after_mb", calls)):
+        seen, _ = load(trial, "closed", "s=1024/", callers=32, calls=number)
+        found = {**seen, **found, name: program.memory()}
+    return {**found, "growth_mb": found["after_mb"] - found["warm_mb"]}
+
+
+def start(trial: Trial) -> Figures:
+    """Seconds from `exec` to the first answer, also without .pyc files."""
+    gateway = trial.gateway
+    if not gateway.command:
+        return {}
+    found = {"uncompiled_s": gateway.restart(**gateway.uncompiled)} if gateway.uncompiled else {}
+    return {"s": gateway.restart(), **found}
+
+
+SCENARIOS: Mapping[str, Callable[[Trial], Figures]] = {
+    **{f"json{number}": partial(plain, callers=number) for number in (1, 32, 256)},
+    **{f"tls{number}": partial(tls, callers=number) for number in (1, 32, 256)},
+    "paced": paced,
+    "sse": partial(streams, gap=10, number=50, within=0.5),
+    "sse0": partial(streams, gap=0, number=32, rounds=2),
+    "many": many,
+    "burst": burst,
+    "memory": memory,
+    "start": start,
+}
+
+
+def measure(trial: Trial, scenario: str) -> Figures:
+    """Raises `Missing` where not every call that was answered had gone to the upstream."""
+    if trial.gateway.only_starts and scenario != "start":
+        return {}
+    before = trial.rig.counts()["calls"]
+    found = SCENARIOS[scenario](trial)
+    came = trial.rig.counts()["calls"] - before
+    if came < found.get("calls", 0):
+        raise Missing(f"of {found['calls']:.0f} answers {came} were upstream's")
+    return found
 
 
 def load(
-    gateway: Gateway, route: Route, kind: str, body: str, chunks: int = 0, **how: Any
+    trial: Trial,
+    kind: str,
+    asked: str,
+    route: Route | None = None,
+    chunks: int = 0,
+    **how: Any,
 ) -> tuple[Figures, float]:
     """What `bench.load` saw, and the seconds of processor time that the gateway took."""
+    route = route or trial.gateway.plain
+    body = route.body(asked, stream=chunks > 0)
     told = {"url": route.url, "headers": dict(route.headers), "body": body, "chunks": chunks}
     wanted = json.dumps({"kind": kind, **told, **how})
-    printed, cpu = _run([sys.executable, "-m", "bench.load", wanted], gateway, {})
+    printed, cpu = _run(trial, [sys.executable, "-m", "bench.load", wanted])
     seen = json.loads(printed)
     return {**seen, "wrong": len(seen["wrong"])}, cpu
 
 
-def _run(command: Sequence[str], gateway: Gateway, told: Mapping[str, str]) -> tuple[str, float]:
-    program = gateway.program
-    before = program.cpu() if program else 0
+def _wrk(trial: Trial, route: Route, callers: int) -> Figures:
+    program = shutil.which("wrk")
+    if program is None:
+        raise Missing("wrk is not installed: apt-get install wrk")
+    headers = "|".join(f"{name}: {value}" for name, value in route.headers.items())
+    told = {"BENCH_BODY": route.body("s=1024/"), "BENCH_HEADERS": headers}
+    command = [program, "-t1", f"-c{callers}", f"-d{trial.scale.seconds}s", "--timeout", "20s"]
+    printed, cpu = _run(trial, [*command, "-s", str(_SCRIPT), route.url], **told)
+    calls, microseconds, wrong, p50, p99 = map(int, printed.rpartition("RESULT")[2].split())
+    found = {"calls": calls, "wrong": wrong, "rps": calls / microseconds * 1e6}
+    if trial.program:
+        found["cpu_us"] = cpu / max(1, calls) * 1e6
+    return {**found, "p50_ms": p50 / 1000, "p99_ms": p99 / 1000}
+
+
+def _run(trial: Trial, command: Sequence[str], **told: str) -> tuple[str, float]:
+    before = trial.program.cpu() if trial.program else 0
     done = subprocess.run(
-        ["taskset", "-c", str(LOAD_CORE), *command],
+        command,
         cwd=PROJECT,
         env={**os.environ, **told},
         capture_output=True,
         text=True,
         timeout=_LONGEST,
         check=True,
+        preexec_fn=partial(os.sched_setaffinity, 0, {LOAD_CORE}),
     )
-    return done.stdout, (program.cpu() if program else 0) - before
+    return done.stdout, (trial.program.cpu() if trial.program else 0) - before
 
 
-def wrk() -> str:
-    found = shutil.which("wrk")
-    if found is None:
-        raise Missing("wrk is not installed: apt-get install wrk")
-    return found
+@contextmanager
+def _peak(program: Program | None) -> Iterator[Callable[[], float]]:
+    """The most megabytes so far, looked at fifty times a second."""
+    if program is None:
+        yield lambda: 0
+        return
+    found = [program.resident()]
+    ended = threading.Event()
 
+    def watch() -> None:
+        while not ended.wait(0.02):
+            found.append(program.resident())
 
-def plain(gateway: Gateway, callers: int) -> Figures:
-    return json_calls(gateway, gateway.plain, callers, 3)
-
-
-SCENARIOS: Mapping[str, Callable[[Gateway], Figures]] = {
-    "json1": partial(plain, callers=1),
-    "json32": partial(plain, callers=32),
-    "json256": partial(plain, callers=256),
-    "sse": partial(streams, gap=10, number=50, within=0.5),
-    "sse0": partial(streams, gap=0, number=32, rounds=2),
-}
-
-
-def measure(rig: Rig, gateway: Gateway, scenario: str) -> Figures:
-    """Raises `Missing` where not every call that was answered had gone to the upstream."""
-    before = rig.counts()["calls"]
-    found = SCENARIOS[scenario](gateway)
-    came = rig.counts()["calls"] - before
-    if came < found.get("calls", 0):
-        raise Missing(f"of {found['calls']} answers to {scenario} {came} were upstream's")
-    return found
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield functools.partial(lambda: max(found))
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,140 @@
+"""The results as a table and a plot, and what the README says of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.bars import added, bars
+from bench.results import Results
+
+README = re.compile(r"(?<=<!-- python3 run.py bench --full -->\n).*?(?=<!-- -->)", re.DOTALL)
+TITLES = {
+    "direct": "no gateway",
+    "nginx": "nginx",
+    "none": "**llamaxing**, `none`",
+    "apikey": "**llamaxing**, `apikey`",
+    "jwt": "**llamaxing**, `jwt`",
+    "recording": "**llamaxing**, `apikey`, records",
+    "portkey": "Portkey",
+    "litellm": "LiteLLM",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """`over`: less what the same takes without a gateway."""
+
+    title: str
+    scenario: str
+    figure: str
+    over: bool = False
+
+    def cell(self, results: Results, gateway: str) -> str:
+        of = results.median
+        if self.over and gateway != "direct":
+            return shown(added(of, gateway, self.scenario, self.figure))
+        return shown(of(gateway, self.scenario, self.figure))
+
+
+CALLS = (
+    Column("CPU µs a call at 1", "json1", "cpu_us"),
+    Column("at 32", "json32", "cpu_us"),
+    Column("at 256", "json256", "cpu_us"),
+    Column("at 32, TLS to upstream", "tls32", "cpu_us"),
+    Column("calls/s at 32", "json32", "rps"),
+    Column("at 256", "json256", "rps"),
+    Column("ms added at 100/s, p50", "paced", "total_p50", over=True),
+    Column("p99", "paced", "total_p99", over=True),
+    Column("ms added to 200 at once", "burst", "total_p99", over=True),
+)
+STREAMS = (
+    Column("CPU ms a thousand chunks, 50 streams", "sse", "cpu_ms_1000"),
+    Column("at full speed", "sse0", "cpu_ms_1000"),
+    Column("ms added to the first chunk, p50", "sse", "first_p50", over=True),
+    Column("p99", "sse", "first_p99", over=True),
+    Column("to each chunk, p50", "sse", "delay_p50", over=True),
+    Column("p99", "sse", "delay_p99", over=True),
+    Column("first of 1,000 streams, p99", "many", "first_p99", over=True),
+    Column("KB a stream", "many", "kb_stream"),
+)
+PROCESS = (
+    Column("s from start to first answer", "start", "s"),
+    Column("without .pyc", "start", "uncompiled_s"),
+    Column("MB idle", "memory", "idle_mb"),
+    Column("MB after calls", "memory", "after_mb"),
+)
+
+
+def shown(value: float | None) -> str:
+    """Three digits of it."""
+    if value is None:
+        return ""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.2f}"
+
+
+def table(results: Results, columns: Sequence[Column]) -> str:
+    rows = [[column.title for column in columns], ["---" for _ in columns]]
+    names = ["gateway", "---"]
+    for name, title in TITLES.items():
+        cells = [column.cell(results, name) for column in columns]
+        if any(cells):
+            rows.append(cells)
+            names.append(title)
+    return "\n".join(f"| {' | '.join([n, *row])} |" for n, row in zip(names, rows, strict=True))
+
+
+def figures(results: Results) -> str:
+    """The tables, as they also stand in the README."""
+    made = (
+        "Commit {commit}, {date}; {cores} cores of {cpu}, Python {python}; medians of {rounds} "
+        "interleaved rounds."
+    ).format(**results.where, rounds=results.rounds)
+    tables = (table(results, columns) for columns in (CALLS, STREAMS, PROCESS))
+    return "\n\n".join(["", made, *tables, ""])
+
+
+def document(results: Results) -> str:
+    """The tables with what was skipped, and with each bar."""
+    skipped = [f"- {name} is not here: {why}" for name, why in results.skipped.items()]
+    verdicts = [f"    {bar}" for bar in bars(results)]
+    parts = ["# What it costs", figures(results).strip(), "\n".join(skipped), "\n".join(verdicts)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def mend(readme: Path, results: Results) -> None:
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(README.sub(lambda _: figures(results), text), encoding="utf-8")
+
+
+def plot(results: Results, file: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    panels = (
+        ("CPU µs a call, 32 at a time", "json32", "cpu_us"),
+        ("CPU ms a thousand chunks", "sse", "cpu_ms_1000"),
+        ("s from start to first answer", "start", "s"),
+    )
+    names = [name for name in TITLES if name != "direct" and name in results.found][::-1]
+    picture, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.2), layout="constrained")
+    for axis, (title, scenario, figure) in zip(axes, panels, strict=True):
+        values = [results.median(name, scenario, figure) or 0 for name in names]
+        bars_ = axis.barh([_label(name) for name in names], values, color=_colours(names))
+        axis.bar_label(bars_, [shown(value or None) for value in values], padding=3)
+        axis.set(title=title, xscale="log")
+        axis.margins(x=0.25)
+    picture.savefig(file, dpi=110, metadata={"Software": None})
+    pyplot.close(picture)
+
+
+def _label(name: str) -> str:
+    return re.sub(r"[*`]", "", TITLES[name])
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    return ["#2a6fbb" if TITLES[name].startswith("**") else "#b5bac1" for name in names]
