@@ -32,6 +32,8 @@ def _key(value: SecretStr) -> SecretStr:
         raise ValueError("is empty; write the key, or 'sha256:' and the hex digits of its SHA-256")
     if text != text.strip():
         raise ValueError("has white space around it; take that away")
+    if not text.isascii():
+        raise ValueError("has characters that no header carries; use those of ASCII alone")
     if text.startswith("sha256:") and not _DIGEST.fullmatch(text):
         raise ValueError("has no SHA-256 after 'sha256:'; write its 64 hex digits in lower case")
     return value

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from llamaxing.errors import ConfigurationError
 from llamaxing.identity import Identity, read_identities, sha256
+from tests.e2e import command
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -73,3 +75,35 @@ def test_every_fault_is_told_at_once_without_a_key() -> None:
         "identities.json: [2].auth_key: this key is taken by [0].auth_key; choose another",
     ]
     assert sha256("secret") not in str(found)
+
+
+def test_a_key_that_no_header_carries_is_a_fault() -> None:
+    what = "has characters that no header carries; use those of ASCII alone"
+
+    assert faults({"id": "a", "auth_key": "schl\u00fcssel"}) == [
+        f"identities.json: [0].auth_key: {what}"
+    ]
+
+
+async def test_a_new_key_is_printed_once_and_its_line_has_the_hash_alone(tmp_path: Path) -> None:
+    code, out, err = await command(tmp_path, {}, "keys", "new", "--id", "team-a")
+
+    key, _, _, _, line = out.splitlines()
+    assert (code, err) == (0, "")
+    assert len(key) > 40
+    assert key not in line
+    identities = read_identities(f"[{line}]".encode(), "identities.json", "setting", {})
+    found = identities.by_key(key, NOW)
+    assert found is not None
+    assert (found[0].id, found[1]) == ("team-a", datetime.now(UTC).date().isoformat())
+
+
+async def test_a_key_of_ones_own_is_hashed_from_standard_input(tmp_path: Path) -> None:
+    code, line, _ = await command(tmp_path, {}, "keys", "hash", stdin="my own key\n")
+
+    assert code == 0
+    assert "my own key" not in line
+    identities = read_identities(f"[{line}]".encode(), "identities.json", "setting", {})
+    assert identities.by_key("my own key", NOW)
+    none, _, why = await command(tmp_path, {}, "keys", "hash")
+    assert (none, why) == (1, "there is no key on standard input\n")

@@ -526,6 +526,18 @@ async def test_with_several_issuers_an_entry_names_its_own(
     assert caught.value.faults == [f"identities.json: {line}"]
 
 
+async def test_beside_the_platforms_authentication_an_entry_names_its_issuer(
+    upstream: Upstream, issuer: Issuer, tmp_path: Any
+) -> None:
+    environ = configure(tmp_path, [model(openai(upstream, "i1"))], [PEOPLE[0]])
+    both = settings(issuer, AUTH_METHOD="jwt,easyauth", WEBSITE_AUTH_ENABLED="true")
+
+    with pytest.raises(ConfigurationError) as caught:
+        await Build(environ | both).all()
+
+    assert "[0].claims: do not say which issuer's it is" in caught.value.faults[0]
+
+
 TENANT = "11111111-2222-3333-4444-555555555555"
 V1 = {"iss": f"https://sts.windows.net/{TENANT}/", "aud": "api://gateway", "tid": TENANT}
 V2 = {

@@ -29,6 +29,7 @@ _SHORT = {
     "http://schemas.microsoft.com/ws/2008/06/identity/claims/role": "roles",
     "http://schemas.microsoft.com/ws/2008/06/identity/claims/groups": "groups",
 }
+_ENTRA = "aad"
 _LISTS = frozenset({"roles", "groups"})
 
 
@@ -58,7 +59,7 @@ class EasyAuth:
         if "oid" not in claims:
             claims["oid"] = request.headers.get(f"{_PRINCIPAL}-id", "")
         subject = claims["oid"]
-        if not isinstance(subject, str) or not subject:
+        if not isinstance(subject, str) or not subject.strip():
             raise InvalidToken("The platform does not say who you are.")
         found = identities.by_claims(claims, "oid")
         if found is None:
@@ -71,8 +72,8 @@ class EasyAuth:
 
 def _claims(principal: str) -> dict[str, Any]:
     try:
-        listed = json.loads(base64.b64decode(principal, validate=True))["claims"]
-        pairs = [(_SHORT.get(it["typ"], it["typ"]), it["val"]) for it in listed]
+        said = json.loads(base64.b64decode(principal, validate=True))
+        pairs = [(_SHORT.get(it["typ"], it["typ"]), it["val"]) for it in said["claims"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InvalidToken("What the platform says of you cannot be read.") from None
     found: dict[str, Any] = {}
@@ -81,6 +82,9 @@ def _claims(principal: str) -> dict[str, Any]:
             found.setdefault(name, []).append(value)
         else:
             found[name] = value
+    if said.get("auth_typ") != _ENTRA:
+        # Another provider may write whatever it likes there, and be taken for a tenant.
+        found.pop("tid", None)
     return found
 
 
