@@ -30,6 +30,8 @@ class ManagedIdentity:
         """Seconds. azure-identity fetches again five minutes before a token's end."""
         self.status = 200
         """With another one, requests fail with it."""
+        self.says: bytes | None = None
+        """What it answers instead, with that status."""
         self.requests: list[TokenRequest] = []
         """Those with the right secret and API version, also while they fail or hang."""
         self._came = threading.Condition()
@@ -68,11 +70,13 @@ class ManagedIdentity:
             if not self._came.wait_for(lambda: len(self.requests) >= number, seconds):
                 raise TimeoutError(f"{len(self.requests)} of {number} requests came")
 
-    def answer(self, request: TokenRequest) -> tuple[int, dict[str, Any]]:
+    def answer(self, request: TokenRequest) -> tuple[int, Any]:
         with self._came:
             self.requests.append(request)
             self._came.notify_all()
         self._answers.wait()
+        if self.says is not None:
+            return self.status, self.says
         if self.status != 200:
             return self.status, {"statusCode": self.status, "message": "as it was told"}
         token, expires = access_token(request.resource or "", self.lifetime)
@@ -98,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             request = TokenRequest(query.get("resource"), query.get("client_id"))
             status, body = self.identity.answer(request)
-        self.reply(status, json.dumps(body).encode())
+        self.reply(status, body if isinstance(body, bytes) else json.dumps(body).encode())
 
     def reply(self, status: int, body: bytes) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,84 @@ async def test_a_user_assigned_identity_is_asked_for_by_its_id(
     assert identity.requests[0].client_id == "11111111-aaaa"
 
 
-async def test_a_token_is_fetched_anew_before_it_ends(
+async def test_a_token_is_fetched_anew_before_it_ends_and_nobody_waits_for_that(
     serve: Serve, upstream: Upstream, identity: ManagedIdentity
 ) -> None:
     # It has four minutes left, which is less than a call may need and more than nothing.
     identity.lifetime = 240
     gateway = await served(serve, upstream, identity)
+    assert (await gateway.post(PATH, json=CHAT)).status_code == 200
+    identity.hang()
 
-    for _ in range(2):
+    for _ in range(3):
+        assert (await gateway.post(PATH, json=CHAT)).status_code == 200
+    await asyncio.to_thread(identity.wait_for_requests, 2)
+    old, *same = (it.headers["authorization"] for it in upstream.journal)
+    identity.lifetime = 24 * 60 * 60
+    identity.release()
+    while upstream.journal[-1].headers["authorization"] == old:
         assert (await gateway.post(PATH, json=CHAT)).status_code == 200
 
-    first, second = (it.headers["authorization"] for it in upstream.journal)
-    assert first != second
+    assert set(same) == {old}
+    assert len(identity.requests) == 2
+
+
+async def test_a_token_serves_on_while_no_new_one_can_be_had(
+    serve: Serve, upstream: Upstream, identity: ManagedIdentity, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity.lifetime = 240
+    gateway = await served(serve, upstream, identity)
+    assert (await gateway.post(PATH, json=CHAT)).status_code == 200
+    # azure-identity tries again by itself after a 500.
+    identity.status = 400
+
+    while "the one before serves until it ends" not in caplog.text:
+        assert (await gateway.post(PATH, json=CHAT)).status_code == 200
+    for _ in range(3):
+        assert (await gateway.post(PATH, json=CHAT)).status_code == 200
+
+    assert len(identity.requests) == 2
+    assert len({it.headers["authorization"] for it in upstream.journal}) == 1
+
+
+SECRET = "eyJ0eXAi.of-the-app.c2lnbmVk"
+FAULTS: dict[str, tuple[int, Any]] = {
+    "500": (500, {"message": SECRET, "access_token": SECRET}),
+    "400 that repeats what it was shown": (400, {"message": f"secret-of-the-app {SECRET}"}),
+    "401": (401, {"error": SECRET, "error_description": SECRET}),
+    "no end": (200, {"access_token": SECRET}),
+    "an odd end": (200, {"access_token": SECRET, "expires_on": "soon"}),
+    "a list": (200, [SECRET]),
+    "a text": (200, SECRET),
+    "half of it": (200, f'{{"access_token": "{SECRET}"'.encode()),
+    "a page": (502, f"<html>{SECRET}".encode()),
+    "nothing": (200, b""),
+}
+
+
+@pytest.mark.parametrize("kind", ["managedidentity", ""], ids=["managed identity", "whatever"])
+@pytest.mark.parametrize("how", FAULTS)
+async def test_an_endpoint_that_fails_is_502_and_what_it_said_is_nowhere(
+    serve: Serve,
+    upstream: Upstream,
+    identity: ManagedIdentity,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    kind: str,
+) -> None:
+    identity.status, said = FAULTS[how]
+    identity.says = said if isinstance(said, bytes) else json.dumps(said).encode()
+    models = [model(keyless(upstream, "i1"))]
+    gateway = await serve(models, AZURE_CREDENTIAL=kind, DEBUG_LEVEL="2")
+    caplog.set_level(logging.INFO)
+
+    reply = await gateway.post(PATH, json=CHAT)
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_auth")
+    assert "instance i1 cannot be called: no token from Entra ID" in caplog.text
+    shown = reply.text + caplog.text + json.dumps(await gateway.recorded())
+    assert [it for it in (SECRET, identity.secret) if it in shown] == []
+    assert upstream.asked == []
 
 
 async def test_without_a_token_it_is_502_and_the_next_instance_is_asked(

@@ -1,17 +1,28 @@
-"""Tokens of Entra ID, by azure-identity: fetched once for all who wait, kept until they are old."""
+"""Tokens of Entra ID by azure-identity: fetched once for all who wait, and anew before they end."""
 
 import asyncio
+import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import SecretStr
 
+from llamaxing.logs import SENSITIVE, log
+
 AZURE_OPENAI = "https://cognitiveservices.azure.com/.default"
 STORAGE = "https://storage.azure.com/.default"
 
-# A token is fetched anew when it has less than this many seconds left.
+# A token is fetched anew when it has less than this many seconds left, and not shown with less
+# than that.
 _SPARE = 300.0
+_LEAST = 30.0
+# Seconds between two tries while the token before still serves.
+_PAUSE = 10.0
+_CODES = re.compile(
+    r"AADSTS\d+|invalid_(?:client|grant|scope|request|resource|tenant)|unauthorized_client"
+)
 # azure-identity's own patience with the endpoint of managed identities is minutes.
 _LIMITS: dict[str, Any] = {"retry_total": 1, "connection_timeout": 3, "read_timeout": 5}
 
@@ -34,33 +45,58 @@ class Entra:
         self._clock = clock
         self._token = SecretStr("")
         self._until = 0.0
+        self._failed = 0.0
         self._fetching: asyncio.Task[None] | None = None
 
     async def token(self) -> SecretStr:
         """Raises `ConnectionError` when there is none to be had; its text holds no token."""
-        if self._clock() >= self._until - _SPARE:
-            if self._fetching is None or self._fetching.done():
-                self._fetching = asyncio.create_task(self._fetch())
-                # Its failure may be nobody's business any more.
-                self._fetching.add_done_callback(lambda task: task.cancelled() or task.exception())
+        left = self._until - self._clock()
+        if left < _SPARE:
+            self._start()
+        if left < _LEAST and self._fetching is not None:
             # A caller who gives up takes the token from nobody else.
             await asyncio.shield(self._fetching)
         return self._token
+
+    def _start(self) -> None:
+        now = self._clock()
+        if self._fetching is not None or (self._failed > now - _PAUSE and self._serves):
+            return
+        self._fetching = asyncio.create_task(self._fetch())
+        self._fetching.add_done_callback(self._fetched)
+
+    @property
+    def _serves(self) -> bool:
+        return self._clock() < self._until - _LEAST
 
     async def _fetch(self) -> None:
         found = await asyncio.to_thread(self._get)
         self._token, self._until = SecretStr(found.token), found.expires_on
 
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetching = None
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed = self._clock()
+            # Where nobody waits for it, nobody else would tell.
+            if self._serves:
+                log.warning("%s; the one before serves until it ends", error)
+
     def _get(self) -> Any:
         from azure.core.exceptions import AzureError
 
+        # They tell what was answered, whatever that is.
+        for name in ("azure.identity", "msal"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         try:
             with self._make() as credential:
                 return credential.get_token(self._scope)
-        except (AzureError, ValueError) as error:
-            # The first line says which credential failed; what follows is advice, by the page.
-            reason = str(error).partition("\n")[0]
-            raise ConnectionError(f"no token from Entra ID: {reason}") from None
+        except (AzureError, ValueError, TypeError, KeyError, AttributeError) as error:
+            log.log(SENSITIVE, "no token from Entra ID: %s", ascii(str(error)))
+            # The words of whoever answered may be a token; these are codes.
+            codes = dict.fromkeys(_CODES.findall(str(error)))
+            why = " ".join([type(error).__name__, *codes])
+            raise ConnectionError(f"no token from Entra ID: {why}, for {self._scope}") from None
 
 
 class Tokens:
