@@ -1,5 +1,6 @@
 // An OpenID Connect issuer for tests/services.py: node issuer.mjs OAUTH2-MOCK-SERVER/dist/index.mjs PORT
-// It ends when its standard input does. A line there has it forget its key and make another one.
+// It ends when its standard input does. A line there says what it is to do.
+import { subscribe } from "node:diagnostics_channel";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
@@ -21,9 +22,17 @@ async function begin() {
   return server;
 }
 
+let fetches = 0;
+subscribe("http.server.request.start", ({ request }) => {
+  if (request.url === "/jwks") fetches += 1;
+});
+const commands = {
+  async rotate() {
+    await server.stop();
+    server = await begin();
+  },
+  fetches: () => console.log(fetches),
+};
 let server = await begin();
 process.stdin.on("end", () => process.exit());
-createInterface({ input: process.stdin }).on("line", async () => {
-  await server.stop();
-  server = await begin();
-});
+createInterface({ input: process.stdin }).on("line", (line) => commands[line]());

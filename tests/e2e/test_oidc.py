@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.conftest import configure, model, openai
 from tests.e2e import uvicorn_shim
@@ -54,6 +56,33 @@ async def test_an_application_signs_in_and_calls(
     elsewhere = await call(caller, issuer.token("batch-app", "another"))
 
     assert [it.status_code for it in (good, nobody, elsewhere)] == [200, 403, 401]
+
+
+async def test_fifty_calls_at_once_at_the_start_fetch_the_keys_once(
+    caller: httpx.AsyncClient, issuer: OIDCIssuer
+) -> None:
+    tokens = [issuer.token("batch-app", "gateway") for _ in range(50)]
+
+    replies = await asyncio.gather(*(call(caller, token) for token in tokens))
+
+    assert {reply.status_code for reply in replies} == {200}
+    assert issuer.fetches == 1
+
+
+async def test_forty_keys_that_nobody_has_fetch_them_three_times_at_the_most(
+    caller: httpx.AsyncClient, issuer: OIDCIssuer
+) -> None:
+    good = issuer.token("batch-app", "gateway")
+    claims = jwt.decode(good, options={"verify_signature": False})
+    forger = rsa.generate_private_key(65537, 2048)
+    assert (await call(caller, good)).status_code == 200
+
+    for number in range(40):
+        token = jwt.encode(claims, forger, algorithm="RS256", headers={"kid": f"made-up-{number}"})
+        assert (await call(caller, token)).status_code == 401
+
+    assert issuer.fetches <= 3
+    assert (await call(caller, issuer.token("batch-app", "gateway"))).status_code == 200
 
 
 async def test_a_new_key_is_believed_without_a_restart(
