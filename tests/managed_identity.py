@@ -95,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        status: int
+        body: Any
         if url.path != "/msi/token" or query.get("api-version") != "2019-08-01":
             status, body = 400, {"statusCode": 400, "message": "not a token request"}
         elif self.headers["X-IDENTITY-HEADER"] != self.identity.secret:
