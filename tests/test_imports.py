@@ -44,7 +44,7 @@ OUTSIDE = {"fastapi", "starlette", "uvicorn"}
 # What an app must not bring along: it would replace the Functions worker's own.
 OUTSIDE |= {"langfuse", "opentelemetry", "google"}
 OURS_ALONE = {
-    "azure": {"functions", "entra", "storage"},
+    "azure": {"functions", "entra"},
     "azurefunctions": {"functions"},
     "uvicorn": {"__main__"},
     "os": {"__main__", "build", "copies", "document", "jsonl", "sqlite"},

@@ -250,6 +250,13 @@ BLOBS = {
             "and AccountKey, or BlobEndpoint and SharedAccessSignature"
         ),
     ),
+    "no key": (
+        {
+            "MODELS_SOURCE": "blob:config/models.json",
+            "AzureWebJobsStorage": "AccountName=a;AccountKey=secret!",
+        },
+        "the connection AzureWebJobsStorage has an AccountKey that is not base64",
+    ),
     "unresolved": (
         {
             "MODELS_SOURCE": "blob:config/models.json",
