@@ -221,9 +221,16 @@ class Host:
     """`await Host(app_dir, env={…}).start()`; then `url` answers as the platform would."""
 
     def __init__(
-        self, app_dir: str | Path, *, env: Mapping[str, str], key: str = "host-key", port: int = 0
+        self,
+        app_dir: str | Path,
+        *,
+        env: Mapping[str, str],
+        key: str = "host-key",
+        port: int = 0,
+        python: str = sys.executable,
     ) -> None:
         self.app_dir, self.env, self.key, self._port = Path(app_dir).resolve(), dict(env), key, port
+        self._python = python
         self.invocations: dict[str, Invocation] = {}
         self._listeners: list[asyncio.Task[None]] = []
 
@@ -277,7 +284,7 @@ class Host:
         """The functions that it has. Also in place of one that was killed."""
         self._ready = asyncio.get_running_loop().create_future()
         self._worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, __file__, "--worker", str(self.app_dir), f"{self._folder.name}/s"),
+            *(self._python, __file__, "--worker", str(self.app_dir), f"{self._folder.name}/s"),
             env={"PATH": os.environ["PATH"], **self.env},
             stdout=self._log,
             stderr=self._log,

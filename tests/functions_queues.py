@@ -17,12 +17,6 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
-from azure.storage.blob import (
-    AccountSasPermissions,
-    ResourceTypes,
-    Services,
-    generate_account_sas,
-)
 
 # Seconds that a message is the host's while the function runs, and that it waits before it looks
 # into an empty queue again: at first as long as here, later up to `maxPollingInterval`.
@@ -50,6 +44,14 @@ class Queue:
     """By REST, with a signature of Azure's own SDK."""
 
     def __init__(self, client: httpx.AsyncClient, connection: str, name: str) -> None:
+        # Not where the worker loads this file, which has what is deployed and no more.
+        from azure.storage.blob import (
+            AccountSasPermissions,
+            ResourceTypes,
+            Services,
+            generate_account_sas,
+        )
+
         parts = dict(part.split("=", 1) for part in connection.split(";") if part)
         self._client = client
         self._url = f"{parts['QueueEndpoint']}/{name}"
