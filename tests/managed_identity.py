@@ -34,6 +34,7 @@ class ManagedIdentity:
         """What it answers instead, with that status."""
         self.requests: list[TokenRequest] = []
         """Those with the right secret and API version, also while they fail or hang."""
+        self.tokens: list[str] = []
         self._came = threading.Condition()
         self._answers = threading.Event()
         self._answers.set()
@@ -80,6 +81,7 @@ class ManagedIdentity:
         if self.status != 200:
             return self.status, {"statusCode": self.status, "message": "as it was told"}
         token, expires = access_token(request.resource or "", self.lifetime)
+        self.tokens.append(token)
         return 200, {
             "access_token": token,
             "expires_on": str(expires),
