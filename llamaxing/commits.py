@@ -1,7 +1,9 @@
 """An SQLite database in a thread of its own: rows that are added at one time share a commit.
 
 Each step of a statement gives up Python's lock, and a busy event loop gives it back only after
-milliseconds. So whatever is done often is one statement of one step, however many rows it is about.
+milliseconds. So whatever is done often is one statement of one step, however many rows it is about;
+and the thread is handed all that has come since the last time at once, since to wake it costs more
+than a commit.
 """
 
 import asyncio
@@ -48,7 +50,9 @@ class Commits:
         itself (`isolation_level=None`), and `add` for rows that come together."""
         self._connect = connect
         self._add = add
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: list[_Job] = []
+        self._busy = False
+        self._groups: queue.SimpleQueue[Sequence[_Job]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     async def add(self, rows: Sequence[Row]) -> None:
@@ -65,7 +69,9 @@ class Commits:
     async def aclose(self) -> None:
         """What has been asked before is still done."""
         if self._thread is not None:
-            self._jobs.put(None)
+            with contextlib.suppress(sqlite3.Error, OSError):
+                await self.do(_nothing)
+            self._groups.put(())
             await asyncio.to_thread(self._thread.join)
             self._thread = None
 
@@ -74,31 +80,42 @@ class Commits:
             # It keeps no process from its end: what has been committed is safe.
             self._thread = threading.Thread(target=self._run, args=(loop,), daemon=True)
             self._thread.start()
-        self._jobs.put(job)
+        self._waiting.append(job)
+        if not self._busy:
+            self._busy = True
+            # Not at once: other calls may be about to end in this turn of the loop.
+            loop.call_soon(self._hand_over)
         return await job.told
+
+    def _hand_over(self) -> None:
+        group, self._waiting = self._waiting[:_SHARE], self._waiting[_SHARE:]
+        self._busy = bool(group)
+        if group:
+            self._groups.put(group)
+
+    def _tell(self, group: Sequence[_Job]) -> None:
+        self._hand_over()
+        for job in group:
+            if not job.wanted:
+                continue
+            if job.error is None:
+                job.told.set_result(job.result)
+            else:
+                job.told.set_exception(job.error)
+
+    # In the thread
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         connection: sqlite3.Connection | None = None
-        while jobs := self._next():
-            together = [job for job in jobs if job.rows and job.wanted]
-            alone = [[job] for job in jobs if job.work and job.wanted]
-            for group in [together, *alone]:
-                if group:
-                    connection = self._attempt(connection, group)
+        while group := self._groups.get():
+            together = [job for job in group if job.rows and job.wanted]
+            alone = [[job] for job in group if job.work and job.wanted]
+            for jobs in [together, *alone]:
+                if jobs:
+                    connection = self._attempt(connection, jobs)
             with contextlib.suppress(RuntimeError):  # the loop has ended, and who waited there
-                loop.call_soon_threadsafe(_tell, jobs)
+                loop.call_soon_threadsafe(self._tell, group)
         _close(connection)
-
-    def _next(self) -> list[_Job]:
-        """What waits; nothing when it is over."""
-        jobs: list[_Job] = []
-        while (job := self._jobs.get()) is not None:
-            jobs.append(job)
-            if len(jobs) == _SHARE or self._jobs.empty():
-                return jobs
-        if jobs:
-            self._jobs.put(None)
-        return jobs
 
     def _attempt(
         self, connection: sqlite3.Connection | None, jobs: Sequence[_Job]
@@ -127,11 +144,5 @@ def _close(connection: sqlite3.Connection | None) -> None:
             connection.close()
 
 
-def _tell(jobs: Sequence[_Job]) -> None:
-    for job in jobs:
-        if not job.wanted:
-            continue
-        if job.error is None:
-            job.told.set_result(job.result)
-        else:
-            job.told.set_exception(job.error)
+def _nothing(connection: sqlite3.Connection) -> None:
+    """Returns when what came before it is done."""

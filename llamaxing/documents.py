@@ -6,6 +6,7 @@ from typing import Any
 from llamaxing.fitting import fitted
 
 _INT64 = range(-(2**63), 2**63)
+_TIMES = ("started", "first_byte", "finished")
 
 
 def document(record: dict[str, Any], limit: int) -> Any:
@@ -13,22 +14,24 @@ def document(record: dict[str, Any], limit: int) -> Any:
     import bson
     from bson.raw_bson import RawBSONDocument
 
-    fields = {name: _value(value) for name, value in record.items() if name != "id"}
-    fields = {"_id": record["id"], **fields}
+    fields = _dated({"_id": record["id"], **record})
+    del fields["id"]
+    fields["attempts"] = [_dated(attempt) for attempt in record["attempts"]]
     # As those know it who query what the gateway before this one has written.
-    fields["metadata"] = {**(fields.get("metadata") or {}), "caller": fields.get("identity")}
-    for timed in (fields, *fields["attempts"]):
-        for name in timed.keys() & {"started", "first_byte", "finished"}:
-            timed[name] = timed[name] and datetime.fromisoformat(timed[name])
-    encoded = b""
-
-    def excess(fields: dict[str, Any]) -> int:
-        nonlocal encoded
+    fields["metadata"] = {**(record.get("metadata") or {}), "caller": record.get("identity")}
+    try:
         encoded = bson.encode(fields)
-        return len(encoded) - limit
+    except (OverflowError, bson.errors.InvalidDocument):
+        fields = _value(fields)
+        encoded = bson.encode(fields)
+    if len(encoded) > limit:
+        encoded = bson.encode(fitted(fields, lambda it: len(bson.encode(it)) - limit))
+    return RawBSONDocument(encoded)
 
-    small = fitted(fields, excess)
-    return RawBSONDocument(encoded if small is fields else bson.encode(small))
+
+def _dated(timed: dict[str, Any]) -> dict[str, Any]:
+    times = {name: timed[name] for name in _TIMES if timed.get(name)}
+    return timed | {name: datetime.fromisoformat(time) for name, time in times.items()}
 
 
 def _value(value: Any) -> Any:

@@ -12,7 +12,6 @@ import msgspec
 
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _ONE_EVENT = re.compile(rb"(?:[^\r\n]++\n)++\n")
-_MORE_LINES = re.compile(rb"\r|\n(?!\n?\Z)")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 DONE = b"[DONE]"
 
@@ -137,8 +136,9 @@ def _may_only_count(begun: bytes) -> bool:
 
 def data(event: bytes) -> bytes:
     """The event's data, its lines joined; empty for a comment."""
-    if event.startswith(b"data:") and event.endswith(b"\n\n") and not _MORE_LINES.search(event):
-        return event[5:-2].removeprefix(b" ")
+    line = event.removesuffix(b"\n\n")
+    if line.startswith(b"data:") and b"\n" not in line and b"\r" not in line:
+        return line[5:].removeprefix(b" ")
     lines = [line for line in _LINE_END.split(event) if line.startswith(b"data:")]
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines)
 
@@ -152,11 +152,17 @@ def with_data(event: bytes, data: bytes) -> bytes:
 
 def decoded(stream: bytes) -> Iterator[dict[str, Any]]:
     """The JSON objects in a stream's events, in order; anything else is left out."""
-    framer = Framer()
-    for event in [*framer.feed(stream), framer.rest()]:
+    for event in _events(stream):
         try:
             found = msgspec.json.decode(data(event))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         if isinstance(found, dict):
             yield found
+
+
+def _events(stream: bytes) -> Sequence[bytes]:
+    if b"\r" not in stream:
+        return stream.split(b"\n\n")
+    framer = Framer()
+    return [*framer.feed(stream), framer.rest()]
