@@ -58,6 +58,9 @@ class Asked:
     headers: dict[str, str]
     body: bytes
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    reply: "Reply | None" = None
+    sent: list[bytes] = field(default_factory=list)
+    """The chunks of the reply that have been written."""
 
     @property
     def json(self) -> Any:
@@ -203,9 +206,8 @@ class Upstream:
         self, asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         """Whether the connection is good for another request."""
-        script = self._scripts[asked.instance] or deque([_ANSWER])
-        reply = script.popleft() if len(script) > 1 else script[0]
-        sending = asyncio.ensure_future(self._send(reply, writer))
+        reply = asked.reply = self.reply_to(asked)
+        sending = asyncio.ensure_future(self._send(reply, writer, asked))
         watching = asyncio.ensure_future(reader.read(1))
         await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
@@ -217,7 +219,11 @@ class Upstream:
                 await task
         return reply.ends == "whole" and not asked.hung_up.is_set()
 
-    async def _send(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
+    def reply_to(self, asked: Asked) -> Reply:
+        script = self._scripts[asked.instance] or deque([_ANSWER])
+        return script.popleft() if len(script) > 1 else script[0]
+
+    async def _send(self, reply: Reply, writer: asyncio.StreamWriter, asked: Asked) -> None:
         if reply.ends == "silent":
             await asyncio.Event().wait()
         if reply.ends == "garbage":
@@ -245,6 +251,7 @@ class Upstream:
             writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if reply.chunked else piece)
             await writer.drain()
             self.written += len(piece)
+            asked.sent.append(piece)
         if reply.ends == "silent-after":
             await asyncio.Event().wait()
         if reply.ends == "cut":
