@@ -74,6 +74,12 @@ def test_an_editor_that_knows_the_schema_finds_no_fault_in_an_example(path: Path
     jsonschema.validate(json.loads(path.read_text()), schema)
 
 
+@pytest.mark.parametrize("provider", plugins.names("providers"))
+def test_it_names_every_field_of_every_provider(provider: str) -> None:
+    for name in plugins.load("providers", provider).model_fields:
+        assert f"`{name}`" in README
+
+
 def test_it_lists_every_endpoint() -> None:
     for endpoint in ENDPOINTS:
         assert f"`{endpoint.method} /v1/{endpoint.path}`" in README
