@@ -191,6 +191,8 @@ def _code(words: Answer) -> str | None:
 
 def _nonsense(answer: Answer) -> str | None:
     """What came instead of an answer, as far as the head tells."""
+    if not 200 <= answer.status < 600:
+        return f"status {answer.status}"
     if 300 <= answer.status < 400:
         return "a redirect"
     if answer.status < 300 and answer.media_type == "text/html":

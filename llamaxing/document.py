@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 T = TypeVar("T", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+# Far above what any file needs.
+_DEEPEST = 100
 _UNRESOLVED = "@Microsoft.KeyVault("
 
 
@@ -45,16 +47,12 @@ class Document:
         """Where each object of a JSON list stands, and the object; anything else is a fault."""
         try:
             found = json.loads(raw, object_pairs_hook=_Object, parse_constant=_refuse_constant)
+            # Half a character is JSON, but no text: it could be neither hashed nor sent.
+            json.dumps(found, ensure_ascii=False).encode()
             for where, key in _standing_twice(found):
                 self.fault(where, f"the key '{key}' stands twice in this object; keep one")
-        except json.JSONDecodeError as error:
-            self.fault(f"line {error.lineno}, column {error.colno}", f"broken JSON: {error.msg}")
-            return []
-        except UnicodeDecodeError as error:
-            self.fault("", f"is not text in UTF-8: {error.reason} at byte {error.start}")
-            return []
         except (ValueError, RecursionError) as error:
-            self.fault("", f"is not JSON: {error}")
+            self.fault(*_wrong(error))
             return []
         if not isinstance(found, list):
             self.fault("", f"is {kind(found)}; it has to be a list of objects")
@@ -238,6 +236,19 @@ def either(values: Sequence[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
+def _wrong(error: Exception) -> tuple[str, str]:
+    """Where bytes are no JSON, and why."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}", f"broken JSON: {error.msg}"
+    if isinstance(error, UnicodeDecodeError):
+        return "", f"is not text in UTF-8: {error.reason} at byte {error.start}"
+    if isinstance(error, UnicodeEncodeError):
+        return "", r"has half a character, as \ud83d is alone; write the whole of it"
+    if isinstance(error, RecursionError):
+        return "", "is nested too deeply"
+    return "", f"is not JSON: {error}"
+
+
 class _Object(dict[str, Any]):
     """A JSON object that remembers which of its keys stood twice."""
 
@@ -250,15 +261,18 @@ class _Object(dict[str, Any]):
         )
 
 
-def _standing_twice(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+def _standing_twice(value: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Raises RecursionError for what later steps would be too deep for."""
+    if depth > _DEEPEST:
+        raise RecursionError
     if isinstance(value, _Object):
         yield from ((where, key) for key in value.twice)
     if isinstance(value, dict):
         for key, it in value.items():
-            yield from _standing_twice(it, path(where, [key]))
+            yield from _standing_twice(it, path(where, [key]), depth + 1)
     elif isinstance(value, list):
         for index, it in enumerate(value):
-            yield from _standing_twice(it, f"{where}[{index}]")
+            yield from _standing_twice(it, f"{where}[{index}]", depth + 1)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -42,6 +42,15 @@ MODELS = {
     "half of it": (b'[{"id": "m"', "line 1, column 12: broken JSON: Expecting ',' delimiter"),
     "nothing": (b"", "line 1, column 1: broken JSON: Expecting value"),
     "not utf-8": (b'["\xff"]', "is not text in UTF-8: invalid start byte at byte 2"),
+    "half a character": (
+        rb'[{"id": "\ud83d"}]',
+        r"has half a character, as \ud83d is alone; write the whole of it",
+    ),
+    "too deep": (b"[" * 99999, "is nested too deeply"),
+    "deep": (
+        b'[{"id": "m", "instances": ' + b"[" * 500 + b"]" * 500 + b"}]",
+        "is nested too deeply",
+    ),
     "nan": (b'[{"id": NaN}]', "is not JSON: NaN is not JSON"),
     "no list": ({}, "is an object; it has to be a list of objects"),
     "empty list": ([], "is an empty list; it needs at least one object"),
