@@ -24,6 +24,9 @@ from llamaxing.recording import Recording
 from llamaxing.simulate import command as simulate
 from llamaxing.upstream import AiohttpTransport
 
+# Those with which storage moves what waits in it.
+_CONNECTIONS = 32
+
 
 def main() -> int:
     """Exits with 1 where the configuration has faults; they are on standard error, a line each."""
@@ -105,7 +108,7 @@ def _replay(wanted: argparse.Namespace) -> int:
 def _upkeep(does: Callable[[Recording], AsyncIterator[str]]) -> int:
     async def run() -> None:
         environ = settings.environment(os.environ, Path.cwd())
-        async with AiohttpTransport(1) as transport:
+        async with AiohttpTransport(_CONNECTIONS) as transport:
             found = Build(environ).recording(transport)
             try:
                 async for line in does(found):

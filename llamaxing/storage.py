@@ -1,16 +1,12 @@
-"""Azure Storage's queues and blobs by their REST interfaces, as far as an outbox needs them.
-
-Azure's own SDK for it would have to be imported, which takes a quarter of a second.
-"""
+"""Azure Storage's queues and blobs by their REST interfaces, as far as an outbox needs them."""
 
 import asyncio
 import base64
+import binascii
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 import httpx
@@ -24,7 +20,9 @@ MESSAGE = 48 * 1024
 _WITHIN = 10.0
 # How many messages come with one call at the most.
 PEEKED = 32
-_FIELD = re.compile(r"<(MessageId|PopReceipt|MessageText|InsertionTime)>([^<]*)</")
+# Seconds that a message may be out of sight at the most.
+_HIDDEN = 7 * 24 * 60 * 60
+_FIELD = re.compile(r"<(MessageId|PopReceipt|MessageText)>([^<]*)</")
 
 
 class StorageFailed(OSError):
@@ -47,7 +45,7 @@ class Receipt:
 class Message:
     receipt: Receipt
     text: bytes
-    inserted: datetime
+    """As it is, where it is not in base64."""
 
 
 class Storage:
@@ -113,8 +111,8 @@ class Queue(_Place):
         super().__init__(storage, url, url)
 
     async def put(self, text: bytes, after: float = 0) -> Receipt:
-        """`after`: seconds until somebody may take it."""
-        query = f"messagettl=-1&visibilitytimeout={math.ceil(after)}"
+        """`after`: seconds until somebody may take it; a week at the most."""
+        query = f"messagettl=-1&visibilitytimeout={min(math.ceil(after), _HIDDEN)}"
         reply = await self._call("POST", f"{self._url}/messages?{query}", _enveloped(text))
         return _messages(reply.text)[0].receipt
 
@@ -190,8 +188,14 @@ def _messages(xml: str) -> Sequence[Message]:
         found.append(
             Message(
                 Receipt(fields.get("MessageId", ""), fields.get("PopReceipt", "")),
-                base64.b64decode(fields.get("MessageText", "")),
-                parsedate_to_datetime(fields["InsertionTime"]),
+                _text(fields.get("MessageText", "")),
             )
         )
     return found
+
+
+def _text(encoded: str) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        return encoded.encode()

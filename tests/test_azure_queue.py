@@ -4,10 +4,10 @@ import asyncio
 import base64
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -16,10 +16,10 @@ from llamaxing import functions
 from llamaxing.build import Build
 from llamaxing.delivery import Delivery, Pace
 from llamaxing.errors import ConfigurationError
-from llamaxing.outbox import OutboxFailed, Refused
+from llamaxing.outbox import OutboxFailed, Refused, Waiting
 from llamaxing.outbox.azure_queue import AzureQueueOutbox
 from llamaxing.plugins import Surroundings
-from llamaxing.upstream import AiohttpTransport
+from llamaxing.upstream import AiohttpTransport, Content
 from tests.conftest import Served, configure, model, openai
 from tests.e2e import command, functions_app
 from tests.fakes import CHAT, COMPLETION, Upstream
@@ -31,13 +31,42 @@ from tests.test_outbox import Moving, Scripted, ids, record
 PATH = "/v1/chat/completions"
 
 
+class OnTheWay(httpx.AsyncBaseTransport):
+    """To the storage: what is asked of it, and what it is away for."""
+
+    def __init__(self) -> None:
+        self.asked: list[httpx.Request] = []
+        self.fails: Callable[[httpx.Request], bool] = lambda _: False
+        self._transport = AiohttpTransport(100)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        if self.fails(request):
+            return httpx.Response(503, request=request)
+        return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+    @property
+    def pauses(self) -> list[int]:
+        """In seconds, of the messages that were put."""
+        puts = [it.url.params for it in self.asked if it.method == "POST"]
+        return [int(query["visibilitytimeout"]) for query in puts]
+
+
 @asynccontextmanager
 async def outbox_at(
-    azurite: Azurite, prefix: str, clock: Any = None, /, **sinks: Any
+    azurite: Azurite,
+    prefix: str,
+    clock: Any = None,
+    on_the_way: OnTheWay | None = None,
+    /,
+    **sinks: Any,
 ) -> AsyncIterator[AzureQueueOutbox]:
     deliveries = {name: Delivery(name, sink, 30, Pace()) for name, sink in sinks.items()}
     environ = {"AzureWebJobsStorage": azurite.connection_string}
-    async with AiohttpTransport(100) as transport:
+    async with on_the_way or OnTheWay() as transport:
         web = httpx.AsyncClient(transport=transport, trust_env=False)
         options = AzureQueueOutbox.Options(outbox_queue_prefix=prefix)
         surroundings = Surroundings(environ, web, clock=clock or Moving())
@@ -105,34 +134,105 @@ async def test_a_large_record_waits_in_a_blob_and_arrives_whole(
 
 
 async def test_a_sink_that_is_away_has_the_record_wait_longer_each_time(
-    azurite: Azurite, prefix: str, monkeypatch: pytest.MonkeyPatch
+    azurite: Azurite, prefix: str
 ) -> None:
-    sink = Scripted()
+    sink, way = Scripted(), OnTheWay()
     sink.fails = lambda _: True
-    waits = []
-    async with outbox_at(azurite, prefix, sink=sink) as outbox:
-        queue = outbox._queues["sink"]
-        put = queue.put
-
-        async def watched(text: bytes, after: float = 0) -> Any:
-            waits.append(after)
-            return await put(text)
-
-        monkeypatch.setattr(queue, "put", watched)
+    async with outbox_at(azurite, prefix, None, way, sink=sink) as outbox:
         await outbox.put(*record(1))
-        async with queue_at(azurite, f"{prefix}-sink") as found:
-            for _ in range(9):
-                [message] = await found.take(1, 60)
-                await outbox.triggers["sink"].deliver(base64.b64decode(message.text))
-                await found.delete(message)
-            sink.fails = lambda _: False
-            [message] = await found.take(1, 60)
-            await outbox.triggers["sink"].deliver(base64.b64decode(message.text))
+        async with queue_at(azurite, f"{prefix}-sink") as queue:
+            [text] = await texts(queue)
+        for _ in range(9):
+            await outbox.triggers["sink"].deliver(text)
+            text = sent(way.asked[-1])
+        sink.fails = lambda _: False
+        await outbox.triggers["sink"].deliver(text)
 
     assert sink.ids == ["0001"]
-    assert waits[0] == 0
-    for doubled, pause in zip([10, 20, 40, 80, 160, 320, 600, 600, 600], waits[1:], strict=True):
+    assert way.pauses[0] == 0
+    for doubled, pause in zip(
+        [10, 20, 40, 80, 160, 320, 600, 600, 600], way.pauses[-9:], strict=True
+    ):
         assert doubled / 2 <= pause <= doubled
+
+
+def sent(request: httpx.Request) -> bytes:
+    """The text of a message."""
+    content = cast(Content, request.stream).in_one()
+    assert content is not None
+    return base64.b64decode(content.partition(b"<MessageText>")[2].partition(b"<")[0])
+
+
+async def test_records_that_fail_together_are_not_all_tried_again_at_once(
+    azurite: Azurite, prefix: str
+) -> None:
+    sink, way = Scripted(), OnTheWay()
+    sink.fails = lambda _: True
+    async with (
+        outbox_at(azurite, prefix, None, way, sink=sink) as outbox,
+        queue_at(azurite, f"{prefix}-sink") as queue,
+    ):
+        await asyncio.gather(*(outbox.put(*record(n)) for n in range(20)))
+        for text in await texts(queue):
+            await outbox.triggers["sink"].deliver(text)
+
+    assert len(set(way.pauses[-20:])) > 1
+
+
+async def test_nothing_waits_longer_than_storage_can_have_it_wait(
+    azurite: Azurite, prefix: str
+) -> None:
+    async with outbox_at(azurite, prefix, sink=Scripted()) as outbox:
+        await outbox.intend(*record(1), 1e9)
+
+        assert (await outbox.status())["sink"].waiting == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_record_waits_while_its_blob_is_out_of_reach(
+    azurite: Azurite, prefix: str, method: str
+) -> None:
+    """It is not poison for that, however often it is tried."""
+    sink, way = Scripted(), OnTheWay()
+    async with (
+        outbox_at(azurite, prefix, None, way, sink=sink) as outbox,
+        queue_at(azurite, f"{prefix}-sink") as queue,
+    ):
+        await outbox.put("large", b'{"id": "large", "text": "%s"}' % (b"x" * 100_000))
+        [text] = await texts(queue)
+        way.fails = lambda request: request.method == method and "-outbox/" in request.url.path
+        await outbox.triggers["sink"].deliver(text)
+        text = sent(way.asked[-1])
+        way.fails = lambda _: False
+        await outbox.triggers["sink"].deliver(text)
+
+        assert {it["id"] for it in sink.taken} == {"large"}
+        assert await outbox._blobs.get("sink/large") is None
+
+
+async def test_the_status_knows_how_long_what_was_sent_back_has_waited(
+    azurite: Azurite, prefix: str
+) -> None:
+    """Storage shows nobody what waits to be tried again."""
+    clock, sink = Moving(), Scripted()
+    sink.fails = lambda _: True
+    async with (
+        outbox_at(azurite, prefix, clock, sink=sink) as outbox,
+        queue_at(azurite, f"{prefix}-sink") as queue,
+    ):
+        await outbox.put(*record(1))
+        clock.time += 100
+        await outbox.put(*record(2))
+        assert (await outbox.status())["sink"] == Waiting(2, 0, 100)
+
+        for message in await queue.take(2, 1):
+            await outbox.triggers["sink"].deliver(base64.b64decode(message.text))
+            await queue.delete(message)
+
+        assert (await outbox.status())["sink"] == Waiting(2, 0, 100)
+        clock.time += 11
+        # They may have been delivered since, by another process.
+        assert (await outbox.status())["sink"] == Waiting(2, 0, None)
 
 
 @pytest.mark.parametrize("text", [b"no JSON", b"{}", b'{"id": 1}'])
@@ -247,7 +347,7 @@ async def test_a_record_of_a_megabyte_arrives_whole(
     assert one["response"]["text"] == text
 
 
-async def test_what_can_never_be_delivered_is_in_the_poison_queue_and_replay_brings_it_home(
+async def test_messages_that_cannot_be_read_are_poison_and_spoil_no_replay(
     azurite: Azurite, prefix: str, tmp_path: Path, upstream: Upstream
 ) -> None:
     environ = environment(azurite, prefix, tmp_path, upstream)
@@ -259,19 +359,20 @@ async def test_what_can_never_be_delivered_is_in_the_poison_queue_and_replay_bri
         await queue.put(base64.b64encode(b"no record").decode())
         while await poison.length() < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        # The cause is mended: here, by somebody who writes what it should have been.
-        for message in await poison.take(32, 30):
-            await poison.delete(message)
         good = b'{"id": "a", "added": 1, "attempts": 7, "record": {"id": "a"}}'
         await poison.put(base64.b64encode(good).decode())
 
         told = await command(tmp_path, environ, "outbox", "replay")
         [one] = await recorded(tmp_path, 1)
+        while await poison.length() < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        dropped = await command(tmp_path, environ, "outbox", "purge", "poison")
         after = await command(tmp_path, environ, "outbox", "status")
 
-    assert told == (0, "jsonl: 1 to be delivered again\n", "")
+    assert told == (0, "jsonl: 3 to be delivered again\n", "")
     assert one == {"id": "a"}
-    assert after[1].endswith("; 0 poison\n")
+    assert dropped == (0, "jsonl: 2 dropped\n", "")
+    assert after[1] == "jsonl: 0 waiting; 0 poison\n"
 
 
 async def test_what_waits_and_what_is_poison_is_written_into_the_log_by_the_clock(

@@ -28,7 +28,8 @@ class Undelivered(OutboxFailed):
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What an outbox holds for a sink. `oldest`: the age in seconds of what waits longest."""
+    """What an outbox holds for a sink. `oldest`: the age in seconds of what waits longest, as far
+    as this process can know."""
 
     waiting: int
     poison: int

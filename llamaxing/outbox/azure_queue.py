@@ -14,7 +14,7 @@ from llamaxing.delivery import Delivery, Later
 from llamaxing.logs import Seldom, log
 from llamaxing.outbox import OutboxFailed, Refused, Trigger, Waiting
 from llamaxing.plugins import Surroundings
-from llamaxing.storage import MESSAGE, Receipt, Storage, StorageFailed
+from llamaxing.storage import MESSAGE, Message, Queue, Receipt, Storage, StorageFailed
 
 T = TypeVar("T")
 
@@ -87,6 +87,9 @@ class AzureQueueOutbox:
         self._poison = {it: storage.queue(f"{_queue(prefix, it)}-poison") for it in deliveries}
         self._blobs = storage.container(f"{prefix}-outbox")
         self._log = Seldom()
+        # By sink: when the oldest was added that this process has sent back, and until when it
+        # certainly waits. Nobody may look at such a message.
+        self._sent_back: dict[str, tuple[float, float]] = {}
         self.triggers = {
             it: Trigger(
                 it,
@@ -117,32 +120,28 @@ class AzureQueueOutbox:
         """Storage that fails in between leaves a record in both places rather than in none."""
         queue, poison = self._queues[sink], self._poison[sink]
 
-        async def move() -> int:
-            number = 0
-            while messages := await poison.take(_MOVED_WITHIN):
-                for message in messages:
-                    await queue.put(_anew(message.text))
-                    await poison.delete(message.receipt)
-                number += len(messages)
-            return number
+        async def move(message: Message) -> None:
+            await queue.put(_anew(message.text))
+            await poison.delete(message.receipt)
 
-        return await _told(move())
+        return await _told(_each(poison, move))
 
     async def purge(self, sink: str, *, poison: bool) -> int:
         queue = self._poison[sink] if poison else self._queues[sink]
 
-        async def drop() -> int:
+        async def drop(message: Message) -> None:
+            if blob := _blob(message.text):
+                await self._blobs.delete(blob)
+            await queue.delete(message.receipt)
+
+        async def drop_all() -> int:
             number = await queue.length()
-            while messages := await queue.take(_MOVED_WITHIN):
-                for message in messages:
-                    if blob := _blob(message.text):
-                        await self._blobs.delete(blob)
-                    await queue.delete(message.receipt)
+            await _each(queue, drop)
             # Those that wait to be tried again cannot be taken.
             await queue.clear()
             return number
 
-        return await _told(drop())
+        return await _told(drop_all())
 
     async def aclose(self, within: float) -> None:
         return None
@@ -177,9 +176,12 @@ class AzureQueueOutbox:
         waiting, poison, seen = await asyncio.gather(
             queue.length(), self._poison[sink].length(), queue.peek()
         )
+        now = self._clock.now()
         added = [found.added for it in seen if (found := _read(it.text))]
-        oldest = max(0.0, self._clock.now() - min(added)) if added else None
-        return Waiting(waiting, poison, oldest)
+        oldest, until = self._sent_back.get(sink, (now, now))
+        if until > now:
+            added.append(oldest)
+        return Waiting(waiting, poison, max(0.0, now - min(added)) if added else None)
 
     async def _all(self, does: Callable[[str], Awaitable[T]]) -> dict[str, T]:
         """For each sink at once."""
@@ -192,15 +194,17 @@ class AzureQueueOutbox:
         """Raises `Refused` for what can never be delivered; and `StorageFailed`, where a record
         that has to wait cannot. The platform tries both again, and then calls them poison."""
         message = _understood(sink, text)
+        try:
+            await self._hand_over(sink, message)
+        except (Later, StorageFailed):
+            await self._again(sink, message)
+
+    async def _hand_over(self, sink: str, message: _Message) -> None:
         record = await self._blobs.get(message.blob) if message.blob else bytes(message.record)
         if record is None:
             log.warning("record %s: its blob is gone, so %s has it", ascii(message.id), sink)
             return
-        try:
-            refused = await self._deliveries[sink]({message.id: record})
-        except Later:
-            await self._again(sink, message)
-            return
+        refused = await self._deliveries[sink]({message.id: record})
         if refused:
             raise Refused(f"{sink} refuses record {message.id!a}: {refused[message.id]!a}")
         if message.blob:
@@ -225,7 +229,23 @@ class AzureQueueOutbox:
                     raise
                 await self._clock.wait(asyncio.Event(), 1)
             else:
+                self._remember(sink, message.added, pause)
                 return
+
+    def _remember(self, sink: str, added: float, pause: float) -> None:
+        now = self._clock.now()
+        oldest, until = self._sent_back.get(sink, (added, now))
+        if until <= now or added <= oldest:
+            self._sent_back[sink] = added, now + pause
+
+
+async def _each(queue: Queue, does: Callable[[Message], Awaitable[None]]) -> int:
+    """With all that may be taken; returns how many there were."""
+    number = 0
+    while messages := await queue.take(_MOVED_WITHIN):
+        await asyncio.gather(*map(does, messages))
+        number += len(messages)
+    return number
 
 
 def _queue(prefix: str, sink: str) -> str:
