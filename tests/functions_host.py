@@ -228,11 +228,16 @@ class Host:
         key: str = "host-key",
         port: int = 0,
         python: str = sys.executable,
+        storage: str = "",
     ) -> None:
+        """`storage`: a connection string of the host's own, where the app has an identity."""
+        self._storage = storage
         self.app_dir, self.env, self.key, self._port = Path(app_dir).resolve(), dict(env), key, port
         self._python = python
         self.invocations: dict[str, Invocation] = {}
         self._listeners: list[asyncio.Task[None]] = []
+        # Set while there is a worker: no message is taken without one.
+        self._working = asyncio.Event()
 
     @property
     def pending(self) -> list[Invocation]:
@@ -266,7 +271,9 @@ class Host:
         self._timers = {it["name"]: it for it in functions if "timerTrigger" in kinds(it)}
         queues = [it for it in functions if "queueTrigger" in kinds(it)]
         self._listeners = [
-            asyncio.create_task(Listener(it, self.env, self._settings, self.invoke).run())
+            asyncio.create_task(
+                Listener(it, self._connection(it), self._settings, self._working, self.invoke).run()
+            )
             for it in queues
         ]
         config = uvicorn.Config(
@@ -279,6 +286,10 @@ class Host:
         port = self._front.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         return self
+
+    def _connection(self, function: Mapping[str, Any]) -> str:
+        named = next(it["connection"] for it in function["bindings"] if "connection" in it)
+        return self.env.get(named) or self._storage
 
     async def start_worker(self) -> list[dict[str, Any]]:
         """The functions that it has. Also in place of one that was killed."""
@@ -300,10 +311,12 @@ class Host:
         self.worker_url = found["uri"]
         await _listens(self.worker_url)
         functions: list[dict[str, Any]] = found["functions"]
+        self._working.set()
         return functions
 
     async def kill_worker(self) -> None:
         """SIGKILL; what it was invoked for has failed."""
+        self._working.clear()
         self._worker.kill()
         await self._worker.wait()
         for invocation in self.pending:
@@ -347,7 +360,7 @@ class Host:
         invocation = Invocation(str(uuid.uuid4()), function, headers)
         self.invocations[invocation.id] = invocation
         order = {"id": invocation.id, "function_id": function_id, "parameter": parameter, **more}
-        if self._worker.returncode is None:
+        if self._working.is_set() and self._worker.returncode is None:
             self._writer.write(json.dumps(order).encode() + b"\n")
         else:
             invocation.ok = False
@@ -365,14 +378,16 @@ class Host:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
-        while line := await reader.readline():
-            message = json.loads(line)
-            if message["type"] == "init":
-                self._ready.set_result(message)
-            else:
-                invocation = self.invocations[message["id"]]
-                invocation.ok = message["ok"]
-                invocation.answered.set()
+        # ConnectionError: the end of one that is killed.
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                message = json.loads(line)
+                if message["type"] == "init":
+                    self._ready.set_result(message)
+                else:
+                    invocation = self.invocations[message["id"]]
+                    invocation.ok = message["ok"]
+                    invocation.answered.set()
         writer.close()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

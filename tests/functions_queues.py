@@ -105,19 +105,21 @@ class Queue:
 
 
 class Listener:
-    """One function's queue. `invoke` begins an invocation."""
+    """One function's queue. `invoke` begins an invocation, while there is a worker."""
 
     def __init__(
         self,
         function: Mapping[str, Any],
-        env: Mapping[str, str],
+        connection: str,
         extensions: Mapping[str, Any],
+        working: asyncio.Event,
         invoke: Callable[..., Invoked],
     ) -> None:
         trigger = next(it for it in function["bindings"] if it["type"] == "queueTrigger")
         self._function, self._trigger = function, trigger
         self._options = extensions["queues"]
-        self._connection = env[trigger["connection"]]
+        self._connection = connection
+        self._working = working
         self._invoke = invoke
 
     async def run(self) -> None:
@@ -128,7 +130,7 @@ class Listener:
             queue = Queue(client, self._connection, self._trigger["queueName"])
             poison = Queue(client, self._connection, f"{self._trigger['queueName']}-poison")
             try:
-                while True:
+                while await self._working.wait():
                     messages = await self._take(queue, at_once)
                     for message in messages:
                         running.add(asyncio.create_task(self._process(queue, poison, message)))

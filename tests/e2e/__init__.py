@@ -86,13 +86,16 @@ async def command(
 
 
 @asynccontextmanager
-async def functions_app(settings: Mapping[str, str], folder: Path) -> AsyncIterator[Host]:
+async def functions_app(
+    settings: Mapping[str, str], folder: Path, **more: str
+) -> AsyncIterator[Host]:
     """The project's function_app.py in the worker library of Azure Functions."""
     if find_spec("azure_functions_runtime") is None:
         cannot_be_had("azure-functions-runtime is not installed: requirements-dev.txt has it")
     host = Host(
         PROJECT,
         env={**_without_settings(os.environ), "PYTHON_ENABLE_INIT_INDEXING": "1", **settings},
+        **more,
     )
     await host.start()
     try:
