@@ -38,6 +38,21 @@ def parsed(*options: str) -> argparse.Namespace:
     return parser.parse_args(["simulate", *options])
 
 
+def test_a_port_that_is_taken_is_a_line(simulator: Simulator) -> None:
+    port = simulator.url.rpartition(":")[2]
+    again = subprocess.run(
+        [sys.executable, "-m", "llamaxing", "simulate", f"--port={port}"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "address already in use" in again.stderr.lower()
+    assert again.stderr.count("\n") == 1
+
+
 # What the real SDKs make of it
 
 

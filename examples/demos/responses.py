@@ -9,21 +9,19 @@ API_KEY = os.environ.get("LLAMAXING_API_KEY", "any")
 MODEL = os.environ.get("LLAMAXING_MODEL", "gpt-6-luna")
 
 client = OpenAI(base_url=BASE_URL, api_key=API_KEY)
-with client.responses.stream(
-    model=MODEL, input="What is a gateway? One sentence.", max_output_tokens=60
-) as stream:
-    for event in stream:
-        if event.type == "response.output_text.delta":
-            print(event.delta, end="", flush=True)
-    first = stream.get_final_response()
-print(f"\n({first.id})")
+made = ""
+for event in client.responses.create(
+    model=MODEL, input="What is a gateway? One sentence.", max_output_tokens=60, stream=True
+):
+    if event.type == "response.output_text.delta":
+        print(event.delta, end="", flush=True)
+    if event.type == "response.completed":
+        made = event.response.id
+print(f"\n({made})")
 try:
     second = client.responses.create(
-        model=MODEL,
-        input="And a llama?",
-        previous_response_id=first.id,
-        max_output_tokens=50,
+        model=MODEL, input="And a llama?", previous_response_id=made, max_output_tokens=60
     )
     print(second.output_text)
 except BadRequestError as error:
-    print(f"(this upstream keeps no responses: {error.message})")
+    print(f"(nothing is kept there: {error.message})")

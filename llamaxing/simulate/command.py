@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -110,8 +111,13 @@ def _run(parser: argparse.ArgumentParser, wanted: argparse.Namespace) -> int:
         found = behaviours(wanted)
     except ValueError as error:
         parser.error(str(error))
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         asyncio.run(_simulate(wanted, found))
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        sys.stderr.write(f"simulate: {error}\n")
+        return 1
     return 0
 
 
@@ -133,11 +139,11 @@ async def _simulate(wanted: argparse.Namespace, found: Mapping[str, Behaviour]) 
     with contextlib.suppress(NotImplementedError):
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    try:
-        async with simulator.listening(wanted.host, wanted.port) as url:
-            if wanted.write_models:
-                wanted.write_models.write_text(json.dumps(models(url, wanted), indent=2) + "\n")
-            print(f"simulating {', '.join(sorted(services))} at {url}", flush=True)
+    async with simulator.listening(wanted.host, wanted.port) as url:
+        if wanted.write_models:
+            wanted.write_models.write_text(json.dumps(models(url, wanted), indent=2) + "\n")
+        print(f"simulating {', '.join(sorted(services))} at {url}", flush=True)
+        try:
             await ended.wait()
-    finally:
-        print(simulator.table(), flush=True)
+        finally:
+            print(simulator.table(), flush=True)

@@ -185,10 +185,12 @@ async def test_00_a_real_model_answers_the_demos(tmp_path: Path, local_model: Lo
         embedded = await demo("embeddings.py", client, tmp_path)
         went_on = await demo("instruct.py", client, tmp_path)
         made = await demo("instruct_object.py", client, tmp_path)
+        responded = await demo("responses.py", client, tmp_path)
 
     assert embedded.startswith("576 dimensions\n")
     assert went_on.startswith("Once upon a time, a llama came to a road and ")
     assert re.fullmatch(r"'.+' is \d+\n", made)
+    assert "(nothing is kept there: " in responded
 
 
 async def test_01_run_py_serves_it_and_the_line_that_it_prints_is_answered(
