@@ -106,6 +106,8 @@ def test(arguments: Sequence[str]) -> int:
 
 
 def bench(arguments: Sequence[str]) -> int:
+    if sys.platform != "linux":
+        sys.exit("run.py: bench reads what Linux tells of processes, and runs there alone")
     install(*GATEWAY, LOCAL, DEVELOPMENT, BENCH)
     install_npm()
     if "--full" in arguments:

@@ -70,10 +70,6 @@ class Gateway:
             time.sleep(0.005)
         return time.monotonic() - began
 
-    def restart(self, **more: str) -> float:
-        self.stop()
-        return self.start(**more)
-
     def stop(self) -> None:
         if self.program:
             self.program.stop()

@@ -13,7 +13,12 @@ from pathlib import Path
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") / 1024
 _QUIET = 0.01
 _CORES = sorted(os.sched_getaffinity(0))
-GATEWAY_CORE, LOAD_CORE = _CORES[0], _CORES[-1]
+_GATEWAY_CORE, _LOAD_CORE = _CORES[0], _CORES[-1]
+
+
+def keep_off() -> None:
+    """This process, and what it starts, leaves the gateways' core alone where there is another."""
+    os.sched_setaffinity(0, {_LOAD_CORE})
 
 
 class Program:
@@ -75,7 +80,7 @@ class Program:
 
 
 def _prepare() -> None:
-    os.sched_setaffinity(0, {GATEWAY_CORE})
+    os.sched_setaffinity(0, {_GATEWAY_CORE})
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end with us, also when stopped
 
 

@@ -16,6 +16,8 @@ TITLES = {
     "apikey": "**llamaxing**, `apikey`",
     "jwt": "**llamaxing**, `jwt`",
     "recording": "**llamaxing**, `apikey`, records",
+    "worker-empty": "Functions worker, empty app",
+    "worker": "Functions worker, **llamaxing**",
     "portkey": "Portkey",
     "litellm": "LiteLLM",
 }
@@ -93,14 +95,21 @@ def figures(results: Results) -> str:
         "interleaved rounds."
     ).format(**results.where, rounds=results.rounds)
     tables = (table(results, columns) for columns in (CALLS, STREAMS, PROCESS))
-    return "\n\n".join(["", made, *tables, ""])
+    picture = "![The same as a plot](bench/results/latest.png)"
+    return "\n\n".join(["", made, *tables, picture, ""])
 
 
-def document(results: Results) -> str:
-    """The tables with what was skipped, and with each bar."""
+def document(results: Results, *, every_bar: bool) -> str:
+    """The tables with what was skipped, and with the bars: every one, or those of what there is."""
     skipped = [f"- {name} is not here: {why}" for name, why in results.skipped.items()]
-    verdicts = [f"    {bar}" for bar in bars(results)]
-    parts = ["# What it costs", figures(results).strip(), "\n".join(skipped), "\n".join(verdicts)]
+    held = [bar for bar in bars(results) if every_bar or bar.value is not None]
+    verdicts = [f"    {bar}" for bar in held]
+    parts = [
+        "# What it costs",
+        figures(results).strip().replace("bench/results/", ""),
+        "\n".join(skipped),
+        "\n".join(verdicts),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -120,7 +129,7 @@ def plot(results: Results, file: Path) -> None:
         ("CPU ms a thousand chunks", "sse", "cpu_ms_1000"),
         ("s from start to first answer", "start", "s"),
     )
-    names = [name for name in TITLES if name != "direct" and name in results.found][::-1]
+    names = [name for name in TITLES if name in results.found and not _is_bare(name)][::-1]
     picture, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.2), layout="constrained")
     for axis, (title, scenario, figure) in zip(axes, panels, strict=True):
         values = [results.median(name, scenario, figure) or 0 for name in names]
@@ -130,6 +139,11 @@ def plot(results: Results, file: Path) -> None:
         axis.margins(x=0.25)
     picture.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(picture)
+
+
+def _is_bare(name: str) -> bool:
+    """Not a gateway that takes calls all day."""
+    return name == "direct" or name.startswith("worker")
 
 
 def _label(name: str) -> str:

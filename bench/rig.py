@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,6 @@ import jwt
 import trustme
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bench.process import LOAD_CORE
 from tests.services import Azurite
 
 PROJECT = Path(__file__).parent.parent
@@ -52,9 +52,8 @@ class Rig:
         return dict(json.loads(get(f"{self.upstream}/count")))
 
     def subfolder(self, name: str) -> Path:
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        return folder
+        """A new one."""
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
 
     def storage(self) -> Azurite:
         """Azure's Blob and Queue storage, with a certificate and for tokens of Entra ID."""
@@ -95,7 +94,7 @@ def rig(folder: Path) -> Iterator[Rig]:
 @contextlib.contextmanager
 def _upstream(folder: Path) -> Iterator[tuple[str, str]]:
     """Its two ports."""
-    command = [sys.executable, "-m", "bench.upstream", f"--core={LOAD_CORE}"]
+    command = [sys.executable, "-m", "bench.upstream"]
     command += [f"--keys={folder / 'keys.json'}", f"--certificate={folder / 'server.pem'}"]
     with subprocess.Popen(
         command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -7,7 +7,7 @@ from bench.gateways import Gateway, Missing
 from bench.lineup import LINEUP
 from bench.results import Results
 from bench.rig import Rig
-from bench.scenarios import Figures, Scale, Trial, measure
+from bench.scenarios import Figures, Scale, Trial, measure, warm
 
 # Long, and of what does not change from one round to the next.
 _ONCE = frozenset({"memory"})
@@ -25,7 +25,9 @@ class Rounds:
             try:
                 gateway = LINEUP[name](self._rig)
                 self._rig.stack.callback(gateway.stop)
-                gateway.start()
+                if not gateway.only_starts:
+                    gateway.start()
+                    warm(self._trial(gateway))
             except Missing as why:
                 say(f"{name} is skipped: {why}")
                 self._results.skipped[name] = str(why)
@@ -43,11 +45,14 @@ class Rounds:
                     for gateway in order:
                         self._measure(gateway, scenario)
 
+    def _trial(self, gateway: Gateway) -> Trial:
+        return Trial(self._rig, gateway, self._scale, LINEUP[gateway.name])
+
     def _measure(self, gateway: Gateway, scenario: str) -> None:
         if gateway.program:
             gateway.program.thaw()
         try:
-            found = measure(Trial(self._rig, gateway, self._scale), scenario)
+            found = measure(self._trial(gateway), scenario)
         except Missing as why:
             say(f"{scenario} at {gateway.name} is left out: {why}")
             return

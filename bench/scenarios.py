@@ -9,13 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.gateways import Gateway, Missing, Route
-from bench.process import LOAD_CORE, Program
+from bench.process import Program
 from bench.rig import PROJECT, Rig
 
 _SCRIPT = Path(__file__).parent / "post.lua"
@@ -28,22 +28,36 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Scale:
-    """`seconds` of each scenario that has no length of its own; `calls` after which memory is
-    looked at again."""
+    """`seconds` of each scenario that has no length of its own, `warm` calls before the first;
+    `calls` after which memory is looked at again."""
 
     seconds: int
+    warm: int
     calls: int
 
 
 @dataclass(frozen=True)
 class Trial:
+    """`make` makes another gateway like this one."""
+
     rig: Rig
     gateway: Gateway
     scale: Scale
+    make: Callable[[Rig], Gateway]
 
     @property
     def program(self) -> Program | None:
         return self.gateway.program
+
+    @contextmanager
+    def fresh(self) -> Iterator["Trial"]:
+        """With a gateway that has had one call, beside the one that is warm."""
+        gateway = self.make(self.rig)
+        try:
+            gateway.start()
+            yield replace(self, gateway=gateway)
+        finally:
+            gateway.stop()
 
 
 def plain(trial: Trial, callers: int) -> Figures:
@@ -87,36 +101,38 @@ def streams(trial: Trial, gap: int, **how: Any) -> Figures:
 
 def many(trial: Trial) -> Figures:
     """A thousand streams at once, at a gateway that has had one call."""
-    trial.gateway.restart()
-    with _peak(trial.program) as peak:
+    with trial.fresh() as cold, _peak(cold.program) as peak:
         before = peak()
-        seen, _ = load(trial, "streams", "n=20/g=200/", chunks=20, number=_MANY)
-    if trial.program:
-        seen["kb_stream"] = (peak() - before) * _KB / _MANY
+        seen, _ = load(cold, "streams", "n=20/g=200/", chunks=20, number=_MANY)
+        if cold.program:
+            seen["kb_stream"] = (peak() - before) * _KB / _MANY
     return seen
 
 
 def memory(trial: Trial) -> Figures:
     """Of a gateway that has had one call; after a tenth of so many, and after all of them."""
-    trial.gateway.restart()
-    program = trial.program
-    if program is None:
-        return {}
-    found = {"idle_mb": program.memory()}
-    calls = min(trial.scale.calls, 2_000) if trial.gateway.is_peer else trial.scale.calls
-    for name, number in (("warm_mb", calls // 10), ("after_mb", calls)):
-        seen, _ = load(trial, "closed", "s=1024/", callers=32, calls=number)
-        found = {**seen, **found, name: program.memory()}
+    with trial.fresh() as cold:
+        if cold.program is None:
+            return {}
+        found = {"idle_mb": cold.program.memory()}
+        calls = min(trial.scale.calls, 2_000) if trial.gateway.is_peer else trial.scale.calls
+        for name, number in (("warm_mb", calls // 10), ("after_mb", calls)):
+            seen, _ = load(cold, "closed", "s=1024/", callers=32, calls=number)
+            found = {**seen, **found, name: cold.program.memory()}
     return {**found, "growth_mb": found["after_mb"] - found["warm_mb"]}
 
 
 def start(trial: Trial) -> Figures:
     """Seconds from `exec` to the first answer, also without .pyc files."""
-    gateway = trial.gateway
+    gateway = trial.gateway if trial.gateway.only_starts else trial.make(trial.rig)
     if not gateway.command:
         return {}
-    found = {"uncompiled_s": gateway.restart(**gateway.uncompiled)} if gateway.uncompiled else {}
-    return {"s": gateway.restart(), **found}
+    found = {"s": gateway.start()}
+    gateway.stop()
+    if gateway.uncompiled:
+        found["uncompiled_s"] = gateway.start(**gateway.uncompiled)
+        gateway.stop()
+    return found
 
 
 SCENARIOS: Mapping[str, Callable[[Trial], Figures]] = {
@@ -142,6 +158,12 @@ def measure(trial: Trial, scenario: str) -> Figures:
     if came < found.get("calls", 0):
         raise Missing(f"of {found['calls']:.0f} answers {came} were upstream's")
     return found
+
+
+def warm(trial: Trial) -> None:
+    """What compiles as it runs has begun to, and lazy imports are done."""
+    load(trial, "closed", "s=1024/", callers=32, calls=trial.scale.warm)
+    load(trial, "streams", "n=20/g=0/", chunks=20, number=10)
 
 
 def load(
@@ -187,7 +209,6 @@ def _run(trial: Trial, command: Sequence[str], **told: str) -> tuple[str, float]
         text=True,
         timeout=_LONGEST,
         check=True,
-        preexec_fn=partial(os.sched_setaffinity, 0, {LOAD_CORE}),
     )
     return done.stdout, (trial.program.cpu() if trial.program else 0) - before
 

@@ -1,6 +1,6 @@
 """An OpenAI-compatible upstream that costs little, in a process of its own.
 
-    python -m bench.upstream --core 1 --keys keys.json --certificate server.pem
+    python -m bench.upstream --keys keys.json --certificate server.pem
 
 What it does with a call stands in its body, in the field `user` that every gateway passes on, as
 in `bench/d=50/s=1024/n=200/g=10/`: milliseconds before the reply begins, bytes of a plain reply,
@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import functools
 import json
-import os
 import re
 import ssl
 import sys
@@ -175,9 +174,7 @@ async def serve(keys: bytes, certificate: Path) -> None:
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--core", type=int, required=True)
     options.add_argument("--keys", type=Path, required=True)
     options.add_argument("--certificate", type=Path, required=True)
     wanted = options.parse_args()
-    os.sched_setaffinity(0, {wanted.core})
     uvloop.run(serve(wanted.keys.read_bytes(), wanted.certificate))

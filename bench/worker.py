@@ -48,7 +48,7 @@ def default(rig: Rig) -> Gateway:
         "CONFIGURATION_COPIES": "none",
         "AzureWebJobsStorage": storage.connection_string,
         "LOGGING_CLIENT": "jsonl",
-        "LOGGING_CLIENT_JSONL_FILENAME": str(rig.subfolder("worker") / "records.jsonl"),
+        "LOGGING_CLIENT_JSONL_FILENAME": str(rig.folder / "records.jsonl"),
         "SSL_CERT_FILE": str(storage.ca),
     }
     return _gateway(rig, "worker", PROJECT, **settings)
