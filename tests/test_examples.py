@@ -15,8 +15,10 @@ from dotenv import dotenv_values
 from llamaxing import __main__ as command_line
 from llamaxing.settings import every_setting
 from tests.services import PROJECT
+from tests.test_images import found_by
 
 EXAMPLES = sorted(PROJECT.glob("examples/0*"))
+READMES = sorted(PROJECT.glob("examples/**/README.md"))
 SIDECAR = PROJECT / "examples" / "04-azure-jwt-full-stack" / "sidecar"
 # Of the platform, and of azure-identity.
 THEIRS = {
@@ -75,6 +77,12 @@ def test_no_secret_stands_in_what_is_for_azure() -> None:
             assert value == "" or not re.search(r"SECRET|KEY$|URI$|AzureWebJobsStorage", name), name
 
 
+def test_the_services_of_the_full_stack_are_a_compose_file() -> None:
+    schema = ("--builtin-schema", "vendor.compose-spec")
+
+    assert found_by("check-jsonschema", *schema, SIDECAR.parent / "docker-compose.yml") == ""
+
+
 def test_the_services_of_the_full_stack_are_where_its_settings_say() -> None:
     example = SIDECAR.parent
     services: dict[str, Any] = yaml.safe_load((example / "docker-compose.yml").read_text())[
@@ -111,6 +119,34 @@ def test_a_program_that_easy_auth_lets_in_is_one_that_the_registration_names() -
     assert role["value"] in [it["claims"].get("roles") for it in identities]
     for said in (role["id"], role["value"], scope["value"], client["appId"]):
         assert said in readme
+
+
+# What READMEs say
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda it: it.parent.name)
+def test_what_a_readme_leads_to_is_there(readme: Path) -> None:
+    text = readme.read_text()
+
+    for path in re.findall(r"(?<![\w/.])examples/[\w./-]+\w", text):
+        made = path.endswith(".env") and (PROJECT / f"{path}.sample").is_file()
+        assert made or (PROJECT / path).exists(), path
+    for link in re.findall(r"\]\((?!http)([^)#]*)(?:#[^)]*)?\)", text):
+        assert (readme.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda it: it.parent.name)
+def test_every_command_of_a_readme_is_one(
+    run: ModuleType, readme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    commands = re.findall(r"python3 run\.py((?: (?!#)[^\s`]+)*)", readme.read_text())
+
+    for words in (it.split() for it in commands):
+        if words and words[0] in run.COMMANDS:
+            command_line._arguments().parse_args(words)
+        elif words:
+            run.existing(words[0])
 
 
 # run.py
