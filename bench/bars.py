@@ -95,7 +95,9 @@ def _starts(of: Of) -> Iterator[Bar]:
     share = None if worker is None or empty is None else worker - empty
     yield Bar("s of it that are ours on the worker of Azure Functions", share, 0.4)
     yield Bar(
-        "ms that streams stand still while Azure's SDK is imported", of("imports", "gap", "ms"), 50
+        "ms that streams stand still while azure-identity or pymongo is imported",
+        of("imports", "gap", "ms"),
+        50,
     )
 
 

@@ -1,4 +1,5 @@
-"""How long streams stand still while a thread imports Azure's SDK, as a blob's source has it done.
+"""How long streams stand still while a thread imports what the shipped Azure default needs later:
+azure-identity for its tokens, pymongo for its first delivery.
 
 Milliseconds: the longest gap between two turns of an event loop that wants one every millisecond.
 """
@@ -7,7 +8,7 @@ import statistics
 import subprocess
 import sys
 
-MODULES = ("azure.identity", "azure.storage.blob")
+MODULES = ("azure.identity", "pymongo")
 _PROGRAM = """
 import asyncio, importlib, sys, time
 import aiohttp, httpx, pydantic, llamaxing.build

@@ -26,6 +26,8 @@ from tests.functions_host import Host
 from tests.functions_queues import Queue
 from tests.managed_identity import ManagedIdentity
 from tests.services import Azurite, Mongod
+from tests.test_blob import Blob
+from tests.test_keyless import keyless
 from tests.test_mongodb import SOON
 
 PATH = "/v1/chat/completions"
@@ -302,18 +304,46 @@ async def test_with_audit_required_a_killed_worker_loses_no_call(
     assert "worker_lost" in {it["error"] for it in documents}
 
 
-async def test_storage_is_reached_by_an_identity_alone(
+# In the worker, before all else: what is imported where streams wait for it.
+WATCH = """
+import sys, threading
+
+def watch(event, arguments):
+    name = arguments[0] if event == "import" else ""
+    heavy = ("azure.identity", "azure.core", "msal", "requests", "cryptography", "pymongo", "bson")
+    if name.startswith(heavy):
+        where = "loop" if threading.current_thread() is threading.main_thread() else "thread"
+        print(f"imported in the {where}: {name}", file=sys.stderr, flush=True)
+
+sys.addaudithook(watch)
+"""
+
+
+async def test_with_no_key_at_all_calls_are_recorded_and_nothing_heavy_is_imported_on_the_loop(
     azurite_oauth: Azurite, mongodb: str, tmp_path: Path, upstream: Upstream
 ) -> None:
-    models = scripted(upstream)
+    scripted(upstream)
+    models = [model(keyless(upstream, kind), id=kind) for kind in ("plain", "large")]
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
     async with place_at(azurite_oauth, mongodb) as place:
-        settings = configure(tmp_path, models) | place.settings
-        settings |= {
+        blob = Blob(azurite_oauth, place.prefix)
+        await blob.create()
+        await blob.write(models)
+        blob.close()
+        settings = {
+            **place.settings,
+            "OUTBOX": "",
+            "WEBSITE_INSTANCE_ID": "i",
+            "AUTH_NONE_ON_AZURE": "true",
+            "MODELS_SOURCE": f"blob:{place.prefix}/models.json",
+            "CONFIGURATION_COPIES": "none",
+            "AZURE_CREDENTIAL": "managedidentity",
             "AzureWebJobsStorage__queueServiceUri": azurite_oauth.queue_url,
             "AzureWebJobsStorage__blobServiceUri": azurite_oauth.blob_url,
             "AzureWebJobsStorage__credential": "managedidentity",
             "AzureWebJobsStorage__clientId": "app-3",
             "SSL_CERT_FILE": str(azurite_oauth.ca),
+            "PYTHONPATH": str(tmp_path),
         }
         hosts = settings.pop("AzureWebJobsStorage")
         with ManagedIdentity() as identity:
@@ -323,13 +353,17 @@ async def test_storage_is_reached_by_an_identity_alone(
                 httpx.AsyncClient(base_url=host.url, timeout=60, verify=False) as client,
             ):
                 callers = Callers(client)
-                await callers.call("plain")
-                await callers.call("large")
+                await asyncio.gather(callers.call("plain"), callers.call("large"))
                 documents = await place.documents(2)
                 await host.settled()
+                log = host.log
 
-    assert {it["model"] for it in documents} == {"plain", "large"}
+    for document in documents:
+        agree(document, callers.journal, set(callers.journal))
     assert {(it.resource, it.client_id) for it in identity.requests} == {
-        ("https://storage.azure.com", "app-3")
+        ("https://storage.azure.com", "app-3"),
+        ("https://cognitiveservices.azure.com", None),
     }
-    assert len(identity.requests) == 1
+    assert "imported in the thread: azure.identity" in log
+    assert "imported in the thread: pymongo" in log
+    assert "imported in the loop" not in log
