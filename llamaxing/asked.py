@@ -23,9 +23,9 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
     content_type = request.headers.get("content-type", _JSON)
     media_type = content_type.partition(";")[0].strip().lower()
     allowed = [_JSON, _FORM] if taken == "form" else [_JSON]
-    if taken != "none" and media_type not in allowed:
+    if taken != "none" and (media_type not in allowed or not content_type.isascii()):
         raise UnsupportedMediaType(
-            f"The content type '{media_type[:SHOWN]}' is not served here; send "
+            f"The content type '{content_type[:SHOWN]}' is not served here; send "
             f"{' or '.join(map(repr, allowed))}."
         )
     if request.headers.get("content-encoding", "identity").lower() != "identity":

@@ -29,7 +29,7 @@ class Model(Strict):
     """What callers ask for, by its id or an alias."""
 
     id: str = Field(min_length=1)
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     capabilities: tuple[Capability, ...] = Field(min_length=1)
     instances: tuple[Instance, ...] = Field(min_length=1)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from llamaxing import plugins
 from llamaxing.document import UNRESOLVED, either, fault_lines, is_unresolved
 from llamaxing.endpoints import CAPABILITIES
-from llamaxing.providers import BaseURL
+from llamaxing.providers import BaseURL, Key
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -50,14 +50,14 @@ class SidecarSettings(BaseModel, frozen=True):
         default="apikey",
         description="What a sidecar shows it: an API key, or with `azure` a token of Entra ID.",
     )
-    sidecar_auth_method_apikey_key: SecretStr | None = Field(
+    sidecar_auth_method_apikey_key: Key | None = Field(
         default=None, description="The API key, with `apikey`."
     )
     sidecar_auth_method_azure_scope: str | None = Field(
         default=None,
         description="What the token is for, with `azure`: `api://<application id>/.default`.",
     )
-    sidecar_function_key: SecretStr | None = Field(
+    sidecar_function_key: Key | None = Field(
         default=None, description="A function key that the gateway's host asks for besides."
     )
 

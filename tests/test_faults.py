@@ -37,6 +37,17 @@ def without(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key != name}
 
 
+UNCALLABLE = [
+    "https://h:99999",
+    "https://h:port/v1",
+    "https://h h",
+    "https://[::1",
+    "https://a..b",
+    "https://h\\v1",
+    "https://h/\tv1",
+    f"https://{'a' * 64}.example",
+]
+
 MODELS = {
     "broken": (b'[\n  {"id": }\n]', "line 2, column 10: broken JSON: Expecting value"),
     "half of it": (b'[{"id": "m"', "line 1, column 12: broken JSON: Expecting ',' delimiter"),
@@ -80,6 +91,7 @@ MODELS = {
         [model(OPENAI, aliases=["gpt", None])],
         "[0].aliases[1]: is null; it has to be a string",
     ),
+    "empty alias": ([model(OPENAI, aliases=["a", ""])], "[0].aliases[1]: is empty"),
     "unknown key of a model": (
         [model(OPENAI, alias=[])],
         "[0].alias: is not a known key; did you mean 'aliases'?",
@@ -142,10 +154,39 @@ MODELS = {
         [model({**OPENAI, "openai_api_key": 12345})],
         "[0].instances[0].openai_api_key: is a number; it has to be a string",
     ),
+    "key with the end of a line": (
+        [model({**AZURE, "azure_api_key": "${LINE}"})],
+        "[0].instances[0].azure_api_key: has white space around it; take that away",
+    ),
+    "key with two lines": (
+        [model({**OPENAI, "openai_api_key": "secret\nsecret"})],
+        ("[0].instances[0].openai_api_key: has a character that no header can have; write it anew"),
+    ),
+    "organization with an umlaut": (
+        [model({**OPENAI, "openai_organization": "Müller"})],
+        (
+            "[0].instances[0].openai_organization: has a character that no header can have; write it "
+            "anew"
+        ),
+    ),
     "url without a scheme": (
         [model({**OPENAI, "openai_base_url": "host/v1"})],
         "[0].instances[0].openai_base_url: has to be a URL that starts with https:// (or http://)",
     ),
+    "url with the end of a line": (
+        [model({**AZURE, "azure_endpoint": "https://h\n"})],
+        "[0].instances[0].azure_endpoint: has white space around it; take that away",
+    ),
+    **{
+        f"url no. {number}": (
+            [model({**OPENAI, "openai_base_url": url})],
+            (
+                "[0].instances[0].openai_base_url: has a host, a port or a character that no URL can "
+                "have"
+            ),
+        )
+        for number, url in enumerate(UNCALLABLE)
+    },
     "url with a query": (
         [model({**AZURE, "azure_endpoint": "https://h?api-version=1"})],
         (
@@ -363,6 +404,14 @@ SETTINGS: dict[str, tuple[dict[str, str], str]] = {
         {"MODELS_SOURCE": "file:."},
         "models_source: . cannot be read: Is a directory",
     ),
+    "a sidecar's key with the end of a line": (
+        {
+            "APP_MODE": "sidecar",
+            "SIDECAR_UPSTREAM_URL": "https://h",
+            "SIDECAR_AUTH_METHOD_APIKEY_KEY": "secret-6\n",
+        },
+        "sidecar_auth_method_apikey_key: has white space around it; take that away",
+    ),
     "no number": (
         {"CONFIGURATION_RELOAD_INTERVAL": "soon"},
         "configuration_reload_interval: has to be a number",
@@ -374,9 +423,12 @@ SETTINGS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+VARIABLES = {"VAULT": "@Microsoft.KeyVault(SecretUri=https://v/s)", "LINE": "secret-5\n"}
+
+
 async def faults(folder: Path, **settings: str) -> list[str]:
     with pytest.raises(ConfigurationError) as error:
-        await Build({"VAULT": "@Microsoft.KeyVault(SecretUri=https://v/s)", **settings}).all()
+        await Build({**VARIABLES, **settings}).all()
     return error.value.faults
 
 

@@ -254,6 +254,19 @@ async def test_a_model_whose_name_has_slashes_is_found_in_every_path(
     assert upstream.journal[0].json["model"] == NAMED[0]
 
 
+async def test_what_is_no_text_in_a_header_stays_here(upstream: Upstream, gateway: Served) -> None:
+    headers = [(b"tracestate", b"\xe9"), (b"openai-beta", b"a"), (b"x-request-id", b"\xff")]
+
+    reply = await gateway.post(PATH, json=CHAT, headers=headers)
+    refused = await gateway.post(
+        PATH, json=CHAT, headers=[(b"content-type", b"application/json; x=\xe9")]
+    )
+
+    assert (reply.status_code, refused.status_code) == (200, 415)
+    assert "tracestate" not in upstream.journal[0].headers
+    assert upstream.journal[0].headers["openai-beta"] == "a"
+
+
 async def test_a_request_id_of_the_callers_is_kept_when_it_is_sane(
     upstream: Upstream, gateway: Served
 ) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field
 
 from llamaxing.credentials.entra import AZURE_OPENAI, Tokens
 from llamaxing.endpoints import Endpoint
-from llamaxing.providers import BaseURL, Instance
+from llamaxing.providers import BaseURL, Instance, Key
 
 # As openai-python's AzureOpenAI has them; every other path stands above the deployments.
 _BELOW_A_DEPLOYMENT = frozenset(
@@ -34,7 +34,7 @@ class AzureInstance(Instance):
     provider: Literal["azure"]
     azure_endpoint: Annotated[BaseURL, AfterValidator(_resource)]
     azure_deployment: str = Field(min_length=1)
-    azure_api_key: SecretStr | None = Field(default=None, min_length=1)
+    azure_api_key: Key | None = None
     azure_api_version: str | None = Field(default=None, min_length=1)
     azure_client_id: str | None = Field(default=None, min_length=1)
     azure_token_scope: str = Field(default=AZURE_OPENAI, min_length=1)

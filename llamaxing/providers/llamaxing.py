@@ -3,11 +3,11 @@
 from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import Endpoint
-from llamaxing.providers import BaseURL, Instance
+from llamaxing.providers import BaseURL, Instance, Key
 
 
 def _root(url: str) -> str:
@@ -21,9 +21,9 @@ class LlamaxingInstance(Instance):
 
     provider: Literal["llamaxing"]
     llamaxing_url: Annotated[BaseURL, AfterValidator(_root)]
-    llamaxing_api_key: SecretStr | None = Field(default=None, min_length=1)
+    llamaxing_api_key: Key | None = None
     llamaxing_token_scope: str | None = Field(default=None, min_length=1)
-    llamaxing_function_key: SecretStr | None = Field(default=None, min_length=1)
+    llamaxing_function_key: Key | None = None
 
     @model_validator(mode="after")
     def _one_credential(self) -> Self:

@@ -3,19 +3,17 @@
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
-
 from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import Endpoint
-from llamaxing.providers import BaseURL, Instance
+from llamaxing.providers import BaseURL, HeaderText, Instance, Key
 
 
 class OpenAIInstance(Instance):
     """`openai_model` is what this upstream calls the model; without it, the model's own id."""
 
     provider: Literal["openai"]
-    openai_api_key: SecretStr = Field(min_length=1)
-    openai_organization: str | None = None
+    openai_api_key: Key
+    openai_organization: HeaderText | None = None
     openai_base_url: BaseURL = "https://api.openai.com/v1"
     openai_model: str | None = None
 
