@@ -344,9 +344,9 @@ class Settings(BaseModel, frozen=True):
 def read(schema: type[T], environ: Mapping[str, str]) -> tuple[T | None, list[str]]:
     """The settings of `schema`, or the faults: a line each, without the values.
 
-    An empty variable counts as one that is not set.
+    An empty variable counts as one that is not set, and white space around a value for nothing.
     """
-    lowered = {name.lower(): value for name, value in environ.items() if value.strip()}
+    lowered = {name.lower(): it for name, value in environ.items() if (it := value.strip())}
     given = {name: lowered[name] for name in schema.model_fields if name in lowered}
     unresolved = [name for name, value in given.items() if is_unresolved(value)]
     if unresolved:

@@ -404,13 +404,13 @@ SETTINGS: dict[str, tuple[dict[str, str], str]] = {
         {"MODELS_SOURCE": "file:."},
         "models_source: . cannot be read: Is a directory",
     ),
-    "a sidecar's key with the end of a line": (
+    "a sidecar's key with two lines": (
         {
             "APP_MODE": "sidecar",
             "SIDECAR_UPSTREAM_URL": "https://h",
-            "SIDECAR_AUTH_METHOD_APIKEY_KEY": "secret-6\n",
+            "SIDECAR_AUTH_METHOD_APIKEY_KEY": "secret\nsecret",
         },
-        "sidecar_auth_method_apikey_key: has white space around it; take that away",
+        ("sidecar_auth_method_apikey_key: has a character that no header can have; write it anew"),
     ),
     "no number": (
         {"CONFIGURATION_RELOAD_INTERVAL": "soon"},

@@ -62,7 +62,7 @@ def test_an_unknown_value_is_refused_with_the_values_there_are(
 
 
 def test_names_are_upper_case_and_an_empty_value_is_none() -> None:
-    found, _ = read(Settings, {"APP_NAME": "ours", "AUTH_METHOD": "", "DEBUG_LEVEL": "2"})
+    found, _ = read(Settings, {"APP_NAME": "ours\n", "AUTH_METHOD": " ", "DEBUG_LEVEL": "2"})
 
     assert found is not None
     assert (found.app_name, found.auth_method, found.debug_level) == ("ours", "none", 2)
