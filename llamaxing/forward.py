@@ -20,6 +20,7 @@ from llamaxing.catalog import Model
 from llamaxing.credentials.entra import Tokens
 from llamaxing.endpoints import Endpoint
 from llamaxing.errors import (
+    InvalidRequest,
     UpstreamAuth,
     UpstreamBadResponse,
     UpstreamTimeout,
@@ -238,9 +239,13 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
 
 
 def _url(url: str, query: str) -> httpx.URL:
-    if not query:
-        return _parsed(url)
-    return httpx.URL(f"{url}{'&' if '?' in url else '?'}{query}")
+    try:
+        if not query:
+            return _parsed(url)
+        return httpx.URL(f"{url}{'&' if '?' in url else '?'}{query}")
+    except httpx.InvalidURL as error:
+        # An id and a query grow when they are quoted.
+        raise InvalidRequest("The URL is too long to be sent on.") from error
 
 
 _parsed = functools.lru_cache(maxsize=1024)(httpx.URL)

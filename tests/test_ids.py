@@ -319,6 +319,18 @@ async def test_no_id_leads_to_another_path_upstream(
     assert upstream.journal == []
 
 
+@pytest.mark.parametrize("what", ["/{}", "/r?include={}"])
+async def test_a_url_that_is_too_long_once_it_is_quoted_is_refused(
+    serve: Serve, upstream: Upstream, what: str
+) -> None:
+    gateway = await serve([model(openai(upstream, "i1"), capabilities=["responses"])])
+
+    reply = await gateway.get("/v1/responses" + what.format("'" * 40_000))
+
+    assert (reply.status_code, reply.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert upstream.journal == []
+
+
 async def test_an_id_signed_by_the_secret_before_is_good_while_that_is_set(
     upstream: Upstream, tmp_path: Any
 ) -> None:
