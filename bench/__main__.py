@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     print(report.document(found, every_bar=wanted.full), flush=True)
     write(found, "latest" if wanted.full else "quick")
     if wanted.full:
-        flame.main(flame.FILE)
+        flame.main(FOLDER / "flame.svg")
     missed = [bar for bar in bars(found) if not bar.holds]
     return 1 if wanted.full and missed else 0
 

@@ -50,7 +50,7 @@ http {{
 
 def nginx(rig: Rig) -> Gateway:
     """As a gateway would be set up: connections kept, nothing held back, a key of its own."""
-    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    program = nginx_program()
     if program is None:
         raise Missing("it is not installed: apt-get install nginx-light")
     folder, port = rig.subfolder("nginx"), free_port()
@@ -63,6 +63,10 @@ def nginx(rig: Rig) -> Gateway:
     command = [program, "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
     plain_route, tls_route = Route(f"{at}{PATH}"), Route(f"{at}/tls{PATH}")
     return Gateway("nginx", folder, plain_route, tls_route, command, environment())
+
+
+def nginx_program() -> str | None:
+    return shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 
 
 def litellm(rig: Rig) -> Gateway:

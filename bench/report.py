@@ -91,8 +91,8 @@ def table(results: Results, columns: Sequence[Column]) -> str:
 def figures(results: Results) -> str:
     """The tables, as they also stand in the README."""
     made = (
-        "Commit {commit}, {date}; {cores} cores of {cpu}, Python {python}; medians of {rounds} "
-        "interleaved rounds."
+        "Commit {commit}, {date}, beside {beside}; {cores} cores of {cpu}, with a load of {load} "
+        "before it; Python {python}; medians of {rounds} interleaved rounds."
     ).format(**results.where, rounds=results.rounds)
     tables = (table(results, columns) for columns in (CALLS, STREAMS, PROCESS))
     picture = "![The same as a plot](bench/results/latest.png)"

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bench import peers
 from bench.rig import PROJECT
 
 Figures = Mapping[str, float]
@@ -52,7 +54,7 @@ def read(file: Path) -> Results:
 
 
 def here() -> dict[str, str]:
-    """The commit, the machine and the day."""
+    """The commit, the machine and how busy it was before, the day, and the versions of others."""
     changed = _git("status", "--porcelain", "--", "llamaxing", "bench")
     return {
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
@@ -60,12 +62,29 @@ def here() -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "beside": f"nginx {_nginx()}, LiteLLM {_pinned('litellm')}, Portkey {_pinned('npm')}",
     }
 
 
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _nginx() -> str:
+    program = peers.nginx_program()
+    if program is None:
+        return "none"
+    told = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
+    return told.strip().rpartition("/")[2]
+
+
+def _pinned(name: str) -> str:
+    """The version of what the requirements file lists first."""
+    lines = (PROJECT / f"requirements-bench-{name}.txt").read_text().splitlines()
+    first = next(line for line in lines if line and not line.startswith("#"))
+    return re.split("==|@", first)[-1]
 
 
 def _cpu() -> str:

@@ -123,11 +123,13 @@ def memory(trial: Trial) -> Figures:
 
 
 def start(trial: Trial) -> Figures:
-    """Seconds from `exec` to the first answer, also without .pyc files."""
+    """Seconds from `exec` to the first answer, also without .pyc files; and of processor time."""
     gateway = trial.gateway if trial.gateway.only_starts else trial.make(trial.rig)
     if not gateway.command:
         return {}
     found = {"s": gateway.start()}
+    if gateway.program:
+        found["cpu_s"] = gateway.program.cpu()
     gateway.stop()
     if gateway.uncompiled:
         found["uncompiled_s"] = gateway.start(**gateway.uncompiled)

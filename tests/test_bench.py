@@ -24,7 +24,15 @@ from bench.scenarios import load as loaded
 
 README = PROJECT / "README.md"
 LATEST = PROJECT / "bench" / "results" / "latest.json"
-HERE = {"commit": "c0ffee", "cpu": "a CPU", "cores": "2", "python": "3.11", "date": "2026-01-31"}
+HERE = {
+    "commit": "c0ffee",
+    "cpu": "a CPU",
+    "cores": "2",
+    "python": "3.11",
+    "date": "2026-01-31",
+    "load": "0.1",
+    "beside": "nginx 1",
+}
 # Every bar is held by these: gateway, scenario, figure and what was measured.
 GOOD = [
     ("nginx", "json32", "cpu_us", 20),
@@ -161,6 +169,10 @@ def test_a_figure_has_three_digits(value: float | None, text: str) -> None:
     assert report.shown(value) == text
 
 
+def test_results_tell_where_they_are_from() -> None:
+    assert results.here().keys() == HERE.keys()
+
+
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     made = found(*GOOD)
     made.skipped["litellm"] = "it is not installed"
@@ -168,7 +180,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
 
     assert results.read(tmp_path / "latest.json") == made
     document = report.document(made, every_bar=True)
-    assert "Commit c0ffee, 2026-01-31; 2 cores of a CPU" in document
+    assert "Commit c0ffee, 2026-01-31, beside nginx 1; 2 cores of a CPU, with a load of" in document
     assert "- litellm is not here: it is not installed" in document
 
 
