@@ -7,6 +7,8 @@ of an hour, for which it installs the peers, and its exit code is 1 where a bar 
 """
 
 import argparse
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,12 +21,13 @@ from bench.lineup import LINEUP
 from bench.process import keep_off
 from bench.results import Results
 from bench.rig import PROJECT, rig
-from bench.rounds import Rounds
+from bench.rounds import Rounds, say
 from bench.scenarios import SCENARIOS, Scale
 
 FOLDER = PROJECT / "bench" / "results"
 FULL = Scale(seconds=3, warm=3_000, calls=100_000)
 QUICK = Scale(seconds=1, warm=500, calls=2_000)
+_BUSY = 0.5
 # Two minutes of it.
 _SHORT = [it for it in SCENARIOS if it not in {"json1", "tls1", "tls256", "memory"}]
 _FEW = ["direct", "nginx", "none", "apikey", "jwt", "recording"]
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument("--gateways", type=_names, help=f"of {', '.join(LINEUP)}")
     options.add_argument("--rounds", type=int, help="1, with --full 5")
     wanted = options.parse_args(arguments)
+    if os.getloadavg()[0] > _BUSY:
+        say("this machine has other work: no time is to be trusted, and no ratio quite")
     keep_off()
     found = run(wanted)
     print(report.document(found, every_bar=wanted.full), flush=True)
@@ -78,4 +83,6 @@ def write(found: Results, name: str) -> None:
 
 
 if __name__ == "__main__":
+    # Whatever it started ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

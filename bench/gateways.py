@@ -11,7 +11,7 @@ from bench.process import Program
 from bench.rig import post
 
 PATH = "/v1/chat/completions"
-_PATIENCE = 60
+_PATIENCE = 120
 
 
 class Missing(Exception):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") / 1024
 _QUIET = 0.01
-_CORES = sorted(os.sched_getaffinity(0))
-_GATEWAY_CORE, _LOAD_CORE = _CORES[0], _CORES[-1]
+CORES = sorted(os.sched_getaffinity(0))
+_GATEWAY_CORE, _LOAD_CORE = CORES[0], CORES[-1]
 
 
 def keep_off() -> None:

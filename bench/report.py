@@ -96,7 +96,7 @@ def figures(results: Results) -> str:
     ).format(**results.where, rounds=results.rounds)
     tables = (table(results, columns) for columns in (CALLS, STREAMS, PROCESS))
     picture = "![The same as a plot](bench/results/latest.png)"
-    return "\n\n".join(["", made, *tables, picture, ""])
+    return "\n" + "\n\n".join([made, *tables, picture]) + "\n\n"
 
 
 def document(results: Results, *, every_bar: bool) -> str:

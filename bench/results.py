@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bench import peers
+from bench.process import CORES
 from bench.rig import PROJECT
 
 Figures = Mapping[str, float]
@@ -59,7 +60,7 @@ def here() -> dict[str, str]:
     return {
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "cpu": _cpu(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(len(CORES)),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "load": f"{os.getloadavg()[0]:.1f}",

@@ -184,6 +184,17 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert "- litellm is not here: it is not installed" in document
 
 
+def test_figures_take_the_place_of_those_before(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+
+    for value in (100, 200):
+        made = found(("apikey", "json32", "cpu_us", value))
+        report.mend(readme, made)
+
+        assert report.README.findall(readme.read_text(encoding="utf-8")) == [report.figures(made)]
+
+
 def test_the_readme_has_the_figures_of_the_latest_run() -> None:
     [told] = report.README.findall(README.read_text(encoding="utf-8"))
 
