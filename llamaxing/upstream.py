@@ -21,6 +21,8 @@ from llamaxing.http import pieces
 
 # A body up to this size goes out in one write.
 _ONE_WRITE = 64 * 1024
+# A page's policy or a cookie of a proxy on the way may be larger than aiohttp's 8 KiB.
+_LONGEST_HEADER = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
             trace_configs=[tracing],
+            max_field_size=_LONGEST_HEADER,
         )
         return self._session
 

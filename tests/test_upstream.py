@@ -72,6 +72,14 @@ async def test_a_connection_is_kept_after_errors_and_streams_too(
     assert upstream.connections == 1
 
 
+async def test_a_reply_with_a_long_header_is_an_answer(gateway: Served, upstream: Upstream) -> None:
+    upstream.replies("i1", 200, set_cookie="c" * 40_000)
+
+    reply = await gateway.post(PATH, json=CHAT)
+
+    assert (reply.status_code, upstream.asked) == (200, ["i1"])
+
+
 async def test_a_reply_that_is_no_http_is_502(gateway: Served, upstream: Upstream) -> None:
     upstream.fails("i1", "garbage").fails("i2", "garbage")
 
