@@ -14,7 +14,7 @@ import msgspec
 from llamaxing import sse
 from llamaxing.answer import Answer
 from llamaxing.endpoints import Endpoint
-from llamaxing.errors import GatewayError, StreamBroken, StreamTooOld
+from llamaxing.errors import GatewayError, StreamBroken, StreamTooOld, UpstreamBadResponse
 from llamaxing.exchange import Exchange
 from llamaxing.http import Headers
 from llamaxing.logs import CHUNKS, log
@@ -128,6 +128,9 @@ async def committed(
                 return
             exchange.error = f"upstream_status_{answer.status}"
             body = b"".join(answer.held)
+            if not _tells_an_error(body):
+                what = f"status {answer.status}" if answer.status >= 400 else "what is no stream"
+                body = UpstreamBadResponse(exchange.model or "", what).body
         exchange.reply.add(body)
         yield error_event(exchange.endpoint, body)
         exchange.complete = True
@@ -140,6 +143,14 @@ async def _abandoned(answering: "asyncio.Task[Answer]") -> None:
     await asyncio.wait({answering})
     if not answering.cancelled() and answering.exception() is None:
         await answering.result().aclose()
+
+
+def _tells_an_error(body: bytes) -> bool:
+    """Whether it is one in OpenAI's shape: within a stream nothing else is understood."""
+    try:
+        return bool(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def error_event(endpoint: Endpoint, body: bytes) -> bytes:

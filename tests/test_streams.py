@@ -12,7 +12,7 @@ import pytest
 
 from llamaxing.hosting import Hosting
 from tests.conftest import Serve, Served, model, openai
-from tests.fakes import CHAT, DONE, Upstream, chunk
+from tests.fakes import CHAT, COMPLETION, DONE, Reply, Upstream, chunk
 
 PATH = "/v1/chat/completions"
 STREAM = {**CHAT, "stream": True}
@@ -194,15 +194,30 @@ async def test_a_late_failure_is_an_error_event_in_upstreams_own_words(
     assert (record["status"], record["error"]) == (200, "upstream_status_429")
 
 
-async def test_a_late_failure_of_our_own_is_an_error_that_an_sdk_raises(
-    early: Served, upstream: Upstream
+LATE: dict[str, tuple[Reply, str]] = {
+    "a reset": (Reply(ends="reset"), "could be reached"),
+    "a page": (Reply(503, {"content-type": "text/html"}, [b"<html>\n<p>no"]), "sent status 503"),
+    "another shape": (
+        Reply(400, {"content-type": "application/json"}, [b'{"detail": "no"}']),
+        "sent status 400",
+    ),
+    "no stream": (
+        Reply(200, {"content-type": "application/json"}, [json.dumps(COMPLETION).encode()]),
+        "sent what is no stream",
+    ),
+}
+
+
+@pytest.mark.parametrize(("reply", "message"), LATE.values(), ids=LATE)
+async def test_a_late_failure_of_any_kind_is_an_error_that_an_sdk_raises(
+    early: Served, upstream: Upstream, reply: Reply, message: str
 ) -> None:
-    upstream.fails("i2", "reset")
+    upstream.script("i2", reply)
     client = sdk.AsyncOpenAI(base_url=f"{early.url}/v1", api_key="any", max_retries=0)
 
     async with client:
         stream = await client.chat.completions.create(**STREAM)  # type: ignore[call-overload]
-        with pytest.raises(sdk.APIError, match="could be reached"):
+        with pytest.raises(sdk.APIError, match=message):
             await anext(aiter(stream))
 
 
