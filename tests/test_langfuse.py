@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from langfuse import Langfuse as SDK
 from langfuse import propagate_attributes
 from opentelemetry.sdk.trace import TracerProvider
 
+from llamaxing.endpoints import CAPABILITIES
 from llamaxing.identity import Identities, Identity
 from llamaxing.plugins import Surroundings
 from llamaxing.sinks import Record
@@ -102,8 +104,12 @@ def by_the_package(
     langfuse: LangfuseServer, trace: Mapping[str, Any], ids: Mapping[str, str], **generation: Any
 ) -> Arrived:
     """What arrives of a generation that the package has made."""
+    before = len(langfuse.arrived)
+    # A second client with the same key would be the first one, which has ended.
+    public = uuid.uuid4().hex
+    langfuse.projects[public] = "sk"
     sdk = SDK(
-        public_key="pk", secret_key="sk", base_url=langfuse.url, tracer_provider=TracerProvider()
+        public_key=public, secret_key="sk", base_url=langfuse.url, tracer_provider=TracerProvider()
     )
     try:
         with propagate_attributes(**trace):
@@ -111,7 +117,8 @@ def by_the_package(
             made.end()
     finally:
         sdk.shutdown()
-    return langfuse.arrived[-1]
+    [arrived] = langfuse.arrived[before:]
+    return arrived
 
 
 def decoded(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -566,6 +573,214 @@ async def test_a_whole_call_is_a_trace(
     assert arrived.end // 1000 == microseconds(kept["finished"])
     assert "observation_metadata" not in upstream.journal[0].json
     assert "sk2" not in json.dumps(kept)
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+WANTED = {"type": "function", "id": "c1", "function": {"name": "weather", "arguments": "{}"}}
+SAID = [{"type": "message", "content": [{"type": "output_text", "text": "Hi"}]}]
+
+
+def choosing(*messages: dict[str, Any], **usage: Any) -> dict[str, Any]:
+    choices = [{"index": at, "message": it} for at, it in enumerate(messages)]
+    return {"object": "chat.completion", "choices": choices, "usage": usage}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A call, what upstream answers, and the generation that the package is told to send of it."""
+
+    path: str
+    asks: dict[str, Any]
+    answer: Any
+    generation: dict[str, Any]
+    endpoint: str = "chat_completions"
+    status: int = 200
+
+
+EXCHANGES = {
+    "chat": Exchange(
+        "chat/completions",
+        {"messages": MESSAGES, "temperature": 0.5, "max_completion_tokens": 10},
+        choosing(ANSWER, prompt_tokens=5, completion_tokens=2, total_tokens=7),
+        {
+            "input": MESSAGES,
+            "output": ANSWER,
+            "model_parameters": {"temperature": 0.5, "max_completion_tokens": 10},
+            "usage_details": {"input": 5, "output": 2, "total": 7},
+        },
+    ),
+    "a stream of a model that thinks": Exchange(
+        "chat/completions",
+        {"messages": MESSAGES, "stream": True, "reasoning_effort": "low"},
+        [
+            chunk("Hi ", choices=[{"index": 0, "delta": {"role": "assistant", "content": "Hi "}}]),
+            chunk("🦙"),
+            chunk(
+                "",
+                choices=[],
+                usage={
+                    "prompt_tokens": 50,
+                    "prompt_tokens_details": {"cached_tokens": 40},
+                    "completion_tokens": 9,
+                    "completion_tokens_details": {"reasoning_tokens": 7},
+                },
+            ),
+            DONE,
+        ],
+        {
+            "input": MESSAGES,
+            "output": ANSWER,
+            "model_parameters": {"stream": True, "reasoning_effort": "low"},
+            "usage_details": {
+                "input": 10,
+                "input_cached_tokens": 40,
+                "output": 2,
+                "output_reasoning_tokens": 7,
+                "total": 59,
+            },
+        },
+    ),
+    "tools": Exchange(
+        "chat/completions",
+        {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "auto"},
+        choosing(
+            {"role": "assistant", "content": None, "tool_calls": [WANTED]},
+            prompt_tokens=30,
+            completion_tokens=6,
+        ),
+        {
+            "input": {"messages": MESSAGES, "tools": TOOLS},
+            "output": {"role": "assistant", "content": None, "tool_calls": [WANTED]},
+            "model_parameters": {"tool_choice": "auto"},
+            "usage_details": {"input": 30, "output": 6, "total": 36},
+        },
+    ),
+    "several choices": Exchange(
+        "chat/completions",
+        {"messages": MESSAGES, "n": 2},
+        choosing(ANSWER, {**ANSWER, "content": "Ho"}, prompt_tokens=5, completion_tokens=4),
+        {
+            "input": MESSAGES,
+            "output": [ANSWER, {**ANSWER, "content": "Ho"}],
+            "model_parameters": {"n": 2},
+            "usage_details": {"input": 5, "output": 4, "total": 9},
+        },
+    ),
+    "an error": Exchange(
+        "chat/completions",
+        {"messages": MESSAGES},
+        {"error": {"message": "too long", "type": "invalid_request_error", "code": "context"}},
+        {
+            "input": MESSAGES,
+            "output": {
+                "error": {"message": "too long", "type": "invalid_request_error", "code": "context"}
+            },
+            "level": "ERROR",
+            "status_message": "400: too long",
+        },
+        status=400,
+    ),
+    "responses": Exchange(
+        "responses",
+        {"input": "Hello", "instructions": "Be kind.", "store": False},
+        {
+            "object": "response",
+            "output": SAID,
+            "usage": {
+                "input_tokens": 5,
+                "input_tokens_details": {"cached_tokens": 4},
+                "output_tokens": 3,
+                "output_tokens_details": {"reasoning_tokens": 1},
+                "total_tokens": 8,
+            },
+        },
+        {
+            "input": {"input": "Hello", "instructions": "Be kind."},
+            "output": SAID,
+            "model_parameters": {"store": False},
+            "usage_details": {
+                "input": 1,
+                "input_cached_tokens": 4,
+                "output": 2,
+                "output_reasoning_tokens": 1,
+                "total": 8,
+            },
+        },
+        "responses",
+    ),
+    "embeddings": Exchange(
+        "embeddings",
+        {"input": ["a", "b"], "dimensions": 2},
+        {
+            "data": [{"index": at, "embedding": [0.5, 1]} for at in range(2)],
+            "usage": {"prompt_tokens": 2, "total_tokens": 2},
+        },
+        {
+            "input": ["a", "b"],
+            "model_parameters": {"dimensions": 2},
+            "usage_details": {"input": 2, "output": 0, "total": 2},
+        },
+        "embeddings",
+    ),
+    "an image": Exchange(
+        "images/generations",
+        {"prompt": "a llama", "size": "1024x1024"},
+        {"created": 1, "data": [{"url": "https://images.test/1"}]},
+        {
+            "input": "a llama",
+            "output": {"created": 1, "data": [{"url": "https://images.test/1"}]},
+            "model_parameters": {"size": "1024x1024"},
+        },
+        "images_generations",
+    ),
+}
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES.values(), ids=EXCHANGES)
+async def test_of_a_call_arrives_what_the_package_sends_of_it(
+    langfuse: LangfuseServer, serve: Serve, upstream: Upstream, exchange: Exchange
+) -> None:
+    if isinstance(exchange.answer, list):
+        upstream.streams("i1", exchange.answer)
+    else:
+        upstream.replies("i1", exchange.status, exchange.answer)
+    models = [model(openai(upstream, "i1"), capabilities=list(CAPABILITIES))]
+    gateway = await serve(
+        models,
+        TEAMS,
+        OBSERVABILITY_CLIENT="langfuse",
+        OBSERVABILITY_CLIENT_LANGFUSE_HOST=langfuse.url,
+    )
+    trace = {"trace_name": "t", "session_id": "s"}
+    own = {**trace, "trace_id": TRACE, "trace_tags": ["one"], "name": "n", "colour": "blue"}
+    body = {"model": "m", **exchange.asks, "observation_metadata": own}
+
+    reply = await gateway.post(f"/v1/{exchange.path}", json=body, headers={"api-key": "key-a"})
+    await asyncio.to_thread(langfuse.wait_for_traces)
+    [ours] = langfuse.arrived
+    theirs = await asyncio.to_thread(
+        by_the_package,
+        langfuse,
+        {**trace, "user_id": "a", "tags": ["one"]},
+        {"trace_id": TRACE},
+        name="n",
+        model="m",
+        completion_start_time=datetime.fromisoformat(ours.json("completion_start_time")),
+        metadata={
+            "endpoint": exchange.endpoint,
+            "instance": "i1",
+            "request_id": reply.headers["x-request-id"],
+            "status": exchange.status,
+            "complete": True,
+            "truncated": False,
+            "attempts": 1,
+            "colour": "blue",
+        },
+        **exchange.generation,
+    )
+
+    assert decoded(ours.attributes) == decoded(theirs.attributes)
+    assert (ours.trace_id, ours.name, ours.status) == (TRACE, theirs.name, theirs.status)
 
 
 async def test_traces_wait_while_langfuse_is_away_and_callers_do_not(
