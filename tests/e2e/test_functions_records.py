@@ -24,10 +24,12 @@ from tests.e2e import command, functions_app
 from tests.fakes import COMPLETION, DONE, Upstream, chunk
 from tests.functions_host import Host
 from tests.functions_queues import Queue
+from tests.langfuse_server import LangfuseServer
 from tests.managed_identity import ManagedIdentity
 from tests.services import Azurite, Mongod
 from tests.test_blob import Blob
 from tests.test_keyless import keyless
+from tests.test_langfuse import TEAMS, team
 from tests.test_mongodb import SOON
 
 PATH = "/v1/chat/completions"
@@ -63,18 +65,18 @@ class Callers:
         self.client = client
         self.journal: dict[str, tuple[str, str]] = {}
 
-    async def call(self, kind: str) -> None:
+    async def call(self, kind: str, key: str = "") -> None:
         id = f"r-{kind}-{len(self.journal)}"
         self.journal[id] = kind, ""
         # A worker that is killed meanwhile cuts it off.
         with contextlib.suppress(httpx.TransportError):
-            self.journal[id] = kind, await self._given(id, kind)
+            self.journal[id] = kind, await self._given(id, kind, key)
 
-    async def _given(self, id: str, kind: str) -> str:
+    async def _given(self, id: str, kind: str, key: str) -> str:
         streams = kind in ("streamed", "broken", "left")
         body = {"model": kind, "messages": [{"role": "user", "content": id}], "stream": streams}
         seen = b""
-        headers = {"x-request-id": id}
+        headers = {"x-request-id": id, "api-key": key}
         async with self.client.stream("POST", PATH, json=body, headers=headers) as reply:
             if "x-request-id" not in reply.headers:
                 return ""  # the host's own word, for a worker that is gone
@@ -98,10 +100,8 @@ class Place:
         self._client = httpx.AsyncClient(verify=False)
         self._mongo = pymongo.AsyncMongoClient[dict[str, Any]](uri)
         self.database = self._mongo[self.prefix]
-        self.queue, self.poison = (
-            Queue(self._client, azurite.connection_string, f"{self.prefix}-mongodb{which}")
-            for which in ("", "-poison")
-        )
+        self.queue = self.queue_of("mongodb")
+        self.poison = self.queue_of("mongodb-poison")
         self.settings = {
             "OUTBOX": "azure_queue",
             "OUTBOX_QUEUE_PREFIX": self.prefix,
@@ -113,6 +113,9 @@ class Place:
             # With it a record waits a second at the most.
             "DELIVERY_PAUSE_LIMIT": "0.1",
         }
+
+    def queue_of(self, name: str) -> Queue:
+        return Queue(self._client, self.azurite.connection_string, f"{self.prefix}-{name}")
 
     @property
     def apicalls(self) -> Any:
@@ -157,9 +160,13 @@ async def place(azurite: Azurite, mongodb: str) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def served(
-    place: Place, folder: Path, models: Sequence[dict[str, Any]], **more: str
+    place: Place,
+    folder: Path,
+    models: Sequence[dict[str, Any]],
+    identities: Sequence[dict[str, Any]] = (),
+    **more: str,
 ) -> AsyncIterator[tuple[Host, Callers]]:
-    settings = configure(folder, models) | place.settings | more
+    settings = configure(folder, models, identities) | place.settings | more
     limits = httpx.Limits(max_connections=None)
     async with (
         functions_app(settings, folder) as host,
@@ -302,6 +309,50 @@ async def test_with_audit_required_a_killed_worker_loses_no_call(
             assert found[id]["complete"] is False
             assert found[id]["request"]["messages"][0]["content"] == id
     assert "worker_lost" in {it["error"] for it in documents}
+
+
+async def test_traces_wait_in_a_queue_of_their_own_and_come_home_under_their_own_keys(
+    place: Place, tmp_path: Path, upstream: Upstream
+) -> None:
+    models = scripted(upstream)
+    poison = place.queue_of("langfuse-poison")
+    with LangfuseServer(pk="sk", pk2="sk2") as langfuse:
+        more = {
+            "OBSERVABILITY_CLIENT": "langfuse",
+            "OBSERVABILITY_CLIENT_LANGFUSE_HOST": langfuse.url,
+            "CONFIGURATION_RELOAD_INTERVAL": "0.001",
+        }
+        async with served(place, tmp_path, models, TEAMS, **more) as (host, callers):
+            langfuse.status = 500
+            for who in "ab":
+                await callers.call("plain", f"key-{who}")
+                await callers.call("large", f"key-{who}")
+            # What MongoDB has does not wait for Langfuse.
+            await place.documents(4)
+            assert langfuse.arrived == []
+            langfuse.status = 200
+            await asyncio.to_thread(langfuse.wait_for_traces, 4)
+            # A secret is changed there, and only then here.
+            langfuse.projects["pk"] = "new"
+            await callers.call("plain", "key-a")
+            await callers.call("plain", "key-b")
+            while await poison.length() < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            teams = [team("a", "pk", "new"), TEAMS[1]]
+            environ = configure(tmp_path, models, teams) | place.settings | more
+            told = await command(tmp_path, environ, *REPLAY)
+            await asyncio.to_thread(langfuse.wait_for_traces, 6)
+            await host.settled()
+            log = host.log
+
+    assert told[1].endswith("langfuse: 1 to be delivered again\n")
+    assert len({it.span_id for it in langfuse.arrived}) == 6
+    assert {(it.attributes["user.id"], it.public_key) for it in langfuse.arrived} == {
+        ("a", "pk"),
+        ("b", "pk2"),
+    }
+    assert log.count("langfuse refuses records for good") == 1
+    assert "sk2" not in log
 
 
 # In the worker, before all else: what is imported where streams wait for it.
