@@ -13,7 +13,7 @@ param settings = json(readEnvironmentVariable('SETTINGS', '{}'))
 param secrets = json(readEnvironmentVariable('SECRETS', '{}'))
 param openAiAccounts = json(readEnvironmentVariable('OPENAI_ACCOUNTS', '[]'))
 
-param perInstanceConcurrency = int(readEnvironmentVariable('PER_INSTANCE_CONCURRENCY', '200'))
+param perInstanceConcurrency = int(readEnvironmentVariable('PER_INSTANCE_CONCURRENCY', '100'))
 param alwaysReadyInstances = int(readEnvironmentVariable('ALWAYS_READY_INSTANCES', '2'))
 param maximumInstances = int(readEnvironmentVariable('MAXIMUM_INSTANCES', '100'))
 param instanceMemoryMB = int(readEnvironmentVariable('INSTANCE_MEMORY_MB', '2048'))

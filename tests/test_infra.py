@@ -24,8 +24,10 @@ ROOT = Path(__file__).parent.parent
 HOST = json.loads((ROOT / "host.json").read_text())
 NAMES = [file.stem for file in bicep.FILES]
 MODULES = bicep.parsed("main")["modules"]
-# Measured under load, in kilobytes: see bench/.
-IDLE, A_STREAM = 60_000, 60
+# Measured in the worker library, in kilobytes, and in seconds of a processor.
+IDLE, A_STREAM, AN_EVENT = 73_000, 80, 1e-4
+# A fast model's.
+EVENTS_A_SECOND = 50
 
 # Built-in roles of Azure, by Microsoft's list of them.
 ROLES = {
@@ -147,6 +149,29 @@ def test_azd_gives_every_parameter_with_the_same_default() -> None:
             assert default == (said if isinstance(said, str) else json.dumps(said)), name
 
 
+def parameters_table() -> str:
+    names = dict(re.findall(r"^param (\w+) = .*?\('(\w+)'", text("main.bicepparam"), re.M))
+    lines = ["| variable | default | what it is |", "|---|---|---|"]
+    for name, parameter in bicep.parsed("main")["parameters"].items():
+        told = next(it["argument"] for it in parameter["decorators"] if it["type"] == "description")
+        default = parameter.get("default")
+        default = default if isinstance(default, str) else json.dumps(default)
+        shown = "" if default in ("", "null") else f"`{default}`"
+        lines.append(f"| `{names[name]}` | {shown} | {told} |")
+    return "\n".join(lines)
+
+
+PARAMETERS = re.compile(r"(<!-- python -m tests.test_infra -->\n\n).*?<!-- -->", re.DOTALL)
+
+
+def readme() -> str:
+    return PARAMETERS.sub(lambda it: f"{it[1]}{parameters_table()}\n\n<!-- -->", text("README.md"))
+
+
+def test_the_table_of_parameters_is_that_of_the_templates() -> None:
+    assert text("README.md") == readme(), "python -m tests.test_infra mends it"
+
+
 def test_the_app_is_found_by_the_service_of_azure_yaml() -> None:
     file = yaml.safe_load((ROOT / "azure.yaml").read_text())
     [service] = file["services"]
@@ -207,13 +232,15 @@ def test_no_stream_outlives_the_hosts_patience(caplog: pytest.LogCaptureFixture)
     assert flex.longest_call(Settings().app_requests_timeout) < 230
 
 
-def test_an_instance_has_the_memory_for_the_streams_that_it_is_given() -> None:
+def test_an_instance_has_the_means_for_the_streams_that_it_is_given() -> None:
     parameters = bicep.parsed("main")["parameters"]
     streams = parameters["perInstanceConcurrency"]["default"]
     memory = parameters["instanceMemoryMB"]["default"] * 1000
 
     # Not even the most that can be asked for takes a tenth of an instance; the host needs the rest.
     assert memory / 10 > IDLE + 1000 * A_STREAM
+    # An instance of 2 GB has one processor, which the host needs as well.
+    assert streams * EVENTS_A_SECOND * AN_EVENT <= 0.5
     # What a Consumption plan lets in is of the same size as an instance here.
     assert streams <= HOST["extensions"]["http"]["maxConcurrentRequests"]
     assert (
@@ -292,3 +319,7 @@ def test_a_late_record_is_told_of_before_that_is_an_alert() -> None:
     least = next(it["argument"] for it in oldest["decorators"] if it["type"] == "min_value")
 
     assert azure_queue._LATE <= least <= oldest["default"]
+
+
+if __name__ == "__main__":
+    (bicep.INFRA / "README.md").write_text(readme())
