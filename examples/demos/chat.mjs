@@ -1,4 +1,4 @@
-// openai-node: a chat, its answer word by word as it is made. `npm install openai`, and run it with Node.
+// openai-node: a chat, its answer word by word as it is made. npm install --no-save openai; node examples/demos/chat.mjs
 import OpenAI from "openai";
 
 const client = new OpenAI({

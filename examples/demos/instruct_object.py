@@ -1,6 +1,7 @@
-"""An object of a class instead of a text, by instructor."""
+"""An object of a class instead of a text, by instructor: what a customer's message is about."""
 
 import os
+from typing import Literal
 
 import instructor
 from openai import OpenAI
@@ -11,18 +12,18 @@ API_KEY = os.environ.get("LLAMAXING_API_KEY", "any")
 MODEL = os.environ.get("LLAMAXING_MODEL", "gpt-6-luna")
 
 
-class Person(BaseModel):
-    name: str
-    age: int
+class Message(BaseModel):
+    kind: Literal["order", "question", "complaint"]
+    urgent: bool
 
 
 client = instructor.from_openai(
     OpenAI(base_url=BASE_URL, api_key=API_KEY), mode=instructor.Mode.JSON_SCHEMA
 )
-person = client.create(
+message = client.create(
     model=MODEL,
-    response_model=Person,
-    messages=[{"role": "user", "content": "Ada is 36 years old. Who is it, and how old?"}],
-    max_completion_tokens=60,
+    response_model=Message,
+    messages=[{"role": "user", "content": "Where are my llamas? They were due last week!"}],
+    max_completion_tokens=100,
 )
-print(f"{person.name!r} is {person.age}")
+print(f"{message.kind}, {'urgent' if message.urgent else 'not urgent'}")

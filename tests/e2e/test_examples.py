@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pymongo
 import pytest
+import pytest_asyncio
 
 from tests.authority import Authority
 from tests.clients import ENVIRON
@@ -34,6 +35,8 @@ from tests.services import (
     node,
 )
 from tests.test_examples import EXAMPLES, here, on_azure
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DEMOS = PROJECT / "examples" / "demos"
 # Where openai and instructor are, in versions that go together.
@@ -189,7 +192,7 @@ async def test_00_a_real_model_answers_the_demos(tmp_path: Path, local_model: Lo
 
     assert embedded.startswith("576 dimensions\n")
     assert went_on.startswith("Once upon a time, a llama came to a road and ")
-    assert re.fullmatch(r"'.+' is \d+\n", made)
+    assert re.fullmatch(r"(order|question|complaint), (not )?urgent\n", made)
     assert "(nothing is kept there: " in responded
 
 
@@ -224,9 +227,11 @@ async def test_01_run_py_serves_it_and_the_line_that_it_prints_is_answered(
     assert b" simulator" in streamed
 
 
-@pytest.fixture
-async def with_keys(tmp_path: Path, simulated: Simulator) -> AsyncIterator[httpx.AsyncClient]:
-    example = copied("02-simple-apikey", tmp_path)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def with_keys(
+    tmp_path_factory: pytest.TempPathFactory, simulated: Simulator
+) -> AsyncIterator[httpx.AsyncClient]:
+    example = copied("02-simple-apikey", tmp_path_factory.mktemp("example"))
     async with serving(example, **at(simulated, example)) as client:
         yield client
 
@@ -246,14 +251,14 @@ async def test_02_keys_have_rights_and_openai_answers_when_azure_fails(
             ("any", CHAT),
         ]
     ]
-    before = simulated.answered("openai")
+    before = simulated.answered("openai").get("200", 0)
     simulated.behave("azure", faults={"503": 1})
     failed_over = await ask(with_keys, **bearer("sample-team-a"))
     simulated.behave("azure", faults={})
 
     assert statuses == [200, 200, 200, 403, 200, 403, 401]
-    assert (failed_over.status_code, before) == (200, {})
-    assert simulated.answered("openai") == {"200": 1}
+    assert failed_over.status_code == 200
+    assert simulated.answered("openai") == {"200": before + 1}
 
 
 PRINTED = {
@@ -268,7 +273,7 @@ PRINTED = {
 }
 
 
-def test_every_demo_is_run() -> None:
+async def test_every_demo_is_run() -> None:
     on_a_model = {"instruct.py", "instruct_object.py", "embeddings.py"}
     demos = {it.name for it in DEMOS.iterdir()} - {"README.md"}
     listed = set(re.findall(r"^\| `(\S+)` \|", (DEMOS / "README.md").read_text(), re.MULTILINE))
