@@ -33,7 +33,7 @@ param observabilityClient string = 'none'
 param settings object = {}
 
 @description('Settings whose values are secrets of the vault: the name of each secret by the name of the setting.')
-param secrets object = {}
+param secretNames object = {}
 
 @description('Resource ids of the Azure OpenAI accounts that the gateway calls by its identity.')
 param openAiAccounts array = []
@@ -102,7 +102,7 @@ param easyAuthApplications array = []
 
 // What stands beside it
 
-@description('An account of Azure Cosmos DB for MongoDB.')
+@description('An account of Azure Cosmos DB for MongoDB, for LOGGING_CLIENT=mongodb.')
 param cosmos bool = false
 
 @description('Days after which it deletes a record. 0: never.')
@@ -265,7 +265,7 @@ module appSettings 'settings.bicep' = {
     loggingClient: loggingClient
     observabilityClient: observabilityClient
     settings: settings
-    secrets: cosmos ? union({ LOGGING_CLIENT_MONGODB_URI: database.outputs.secretName }, secrets) : secrets
+    secretNames: cosmos ? union({ LOGGING_CLIENT_MONGODB_URI: database.outputs.secretName }, secretNames) : secretNames
     cosmos: cosmos
   }
 }

@@ -10,7 +10,7 @@ param authMethod = readEnvironmentVariable('AUTH_METHOD', 'apikey')
 param loggingClient = readEnvironmentVariable('LOGGING_CLIENT', 'none')
 param observabilityClient = readEnvironmentVariable('OBSERVABILITY_CLIENT', 'none')
 param settings = json(readEnvironmentVariable('SETTINGS', '{}'))
-param secrets = json(readEnvironmentVariable('SECRETS', '{}'))
+param secretNames = json(readEnvironmentVariable('SECRETS', '{}'))
 param openAiAccounts = json(readEnvironmentVariable('OPENAI_ACCOUNTS', '[]'))
 
 param perInstanceConcurrency = int(readEnvironmentVariable('PER_INSTANCE_CONCURRENCY', '100'))

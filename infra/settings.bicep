@@ -8,7 +8,7 @@ param authMethod string
 param loggingClient string
 param observabilityClient string
 param settings object
-param secrets object
+param secretNames object
 param cosmos bool
 
 resource storage 'Microsoft.Storage/storageAccounts@2024-01-01' existing = {
@@ -41,7 +41,7 @@ var gateway = {
 }
 // What Cosmos DB takes of one document.
 var database = cosmos ? { LOGGING_CLIENT_MONGODB_DOCUMENT_LIMIT: '2000000' } : {}
-var references = toObject(items(secrets), it => it.key, it => '@Microsoft.KeyVault(SecretUri=${vaultUri}secrets/${it.value})')
+var references = toObject(items(secretNames), it => it.key, it => '@Microsoft.KeyVault(SecretUri=${vaultUri}secrets/${it.value})')
 
 resource appSettings 'Microsoft.Web/sites/config@2024-11-01' = {
   parent: app
