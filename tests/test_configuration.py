@@ -80,6 +80,11 @@ async def test_what_is_new_serves_after_the_interval_and_not_before() -> None:
     assert shelf.reads == 2
     assert live.current.version != first
 
+    clock.now += 29
+    live.look()
+    await live.looked()
+    assert shelf.reads == 2
+
 
 async def test_a_call_does_not_wait_for_the_look_and_a_slow_source_is_asked_once() -> None:
     shelf, clock = Shelf(b"one"), Clock()

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import random
 import ssl
 from pathlib import Path
@@ -16,6 +17,7 @@ from llamaxing import plugins
 from llamaxing.build import Build
 from llamaxing.errors import ConfigurationError
 from llamaxing.sources import MOST, Reading, Source
+from llamaxing.sources.file import FileSource
 from llamaxing.upstream import AiohttpTransport
 from tests.e2e import command
 from tests.fakes import Reply, Upstream
@@ -63,6 +65,49 @@ def test_each_source_says_what_it_is_called_and_copied_as(kind: str) -> None:
 
 def surroundings(web: httpx.AsyncClient | None = None, **environ: str) -> plugins.Surroundings:
     return plugins.Surroundings(environ, web or httpx.AsyncClient(verify=False))
+
+
+# A file
+
+
+async def test_a_file_that_changes_twice_within_a_tick_of_its_clock_is_read_twice(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "models.json"
+    source = FileSource(str(file), FileSource.Options(), surroundings())
+
+    file.write_text("[1]")
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    first = await source.read(None)
+    file.write_text("[2]")
+    os.utime(file, ns=times)
+    second = await source.read(first and first.tag)
+
+    assert first == Reading(b"[1]")
+    assert second == Reading(b"[2]")
+
+
+@pytest.mark.parametrize("content", ["[2]", "[1,2]"], ids=["another file", "another size"])
+async def test_a_file_that_is_as_old_as_the_one_before_is_read(
+    tmp_path: Path, content: str
+) -> None:
+    file, other = tmp_path / "models.json", tmp_path / "other.json"
+    source = FileSource(str(file), FileSource.Options(), surroundings())
+
+    file.write_text("[1]")
+    os.utime(file, (1000, 1000))
+    first = await source.read(None)
+    unchanged = await source.read(first and first.tag)
+    if len(content) == 3:
+        other.write_text(content)
+        other.replace(file)
+    else:
+        file.write_text(content)
+    os.utime(file, (1000, 1000))
+    second = await source.read(first and first.tag)
+
+    assert (first and first.content, unchanged) == (b"[1]", None)
+    assert (second and second.content) == content.encode()
 
 
 # An app setting
