@@ -1,4 +1,4 @@
-"""What infra/*.bicep says, as `pycep` reads it, held to what Azure's own management SDK knows."""
+"""What infra/*.bicep says, as two parsers read it, held to what Azure's own SDK knows."""
 
 import functools
 import importlib
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pycep
+import tree_sitter
+import tree_sitter_bicep
 import typing_extensions
 
 INFRA = Path(__file__).parent.parent / "infra"
@@ -138,3 +140,36 @@ def _wrong_by_older(value: Any, name: str) -> Iterator[str]:
 
 def outputs(name: str) -> Sequence[str]:
     return list(parsed(name).get("outputs", {}))
+
+
+# Names
+
+
+_TREES = tree_sitter.Parser(tree_sitter.Language(tree_sitter_bicep.language()))
+_DECLARED = {f"{it}_declaration" for it in ("parameter", "variable", "resource", "module")}
+_FUNCTIONS = {"concat", "empty", "environment", "filter", "guid", "items", "last", "resourceGroup"}
+_FUNCTIONS |= {"split", "subscription", "subscriptionResourceId", "toLower", "toObject", "union"}
+_FUNCTIONS |= {"uniqueString", "array", "bool", "int", "object", "string"}
+
+
+def unknown_names(text: str) -> Iterator[str]:
+    """The compiler refuses a name that nothing has; and what is no Bicep."""
+    tree = _TREES.parse(text.encode()).root_node
+    if tree.has_error:
+        yield "it cannot be parsed"
+    names = list(_names(tree))
+    declared = {name for name, is_declared in names if is_declared}
+    yield from (name for name, _ in names if name not in declared | _FUNCTIONS)
+
+
+def _names(node: tree_sitter.Node) -> Iterator[tuple[str, bool]]:
+    """Each name, and whether it is declared there."""
+    for place, child in enumerate(node.named_children):
+        key = node.type in ("object_property", "output_declaration", "decorator") and place == 0
+        local = node.type in ("for_statement", "lambda_expression", "for_loop_parameters")
+        if child.type in ("identifier", "loop_variable", "loop_enumerator") and not key:
+            assert child.text is not None
+            is_declared = place == 0 if node.type != "for_loop_parameters" else True
+            yield child.text.decode(), is_declared and (local or node.type in _DECLARED)
+        elif child.type not in ("decorators", "type"):
+            yield from _names(child)

@@ -82,6 +82,18 @@ def app_settings() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_one_of_something(name: str) -> None:
+    assert list(bicep.unknown_names(text(f"{name}.bicep"))) == []
+
+
+def test_a_name_of_nothing_is_told() -> None:
+    source = "param a int\nvar b = [for (c, d) in a: { a: d + e }]\noutput f int = g(b.x, c)\n"
+
+    assert list(bicep.unknown_names(source)) == ["e", "g"]
+    assert "it cannot be parsed" in list(bicep.unknown_names("param a = {"))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_property_is_one_that_azures_own_sdk_knows(name: str) -> None:
     wrong = []
     for kind, body in bicep.resources(name):
