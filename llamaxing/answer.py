@@ -47,16 +47,19 @@ class Answer:
     edit: Callable[[bytes], bytes] | None = None
     latency: float = 0.0
     on_close: Callable[[], None] | None = None
+    media_type: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.media_type = self.header(b"content-type").partition(";")[0].strip().lower()
 
     def texts(self) -> Iterator[tuple[str, str]]:
         return ((k.decode("latin-1"), v.decode("latin-1")) for k, v in self.headers)
 
     def header(self, name: bytes) -> str:
-        return next((v.decode("latin-1") for k, v in self.headers if k.lower() == name), "")
-
-    @property
-    def media_type(self) -> str:
-        return self.header(b"content-type").partition(";")[0].strip().lower()
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value.decode("latin-1")
+        return ""
 
     async def hold(self, most: int) -> None:
         """Reads the body up to about `most` bytes. Raises httpx.TransportError when it breaks."""

@@ -1,6 +1,7 @@
 """The composition root: reads the settings, and puts the gateway together from what they name."""
 
 import functools
+import gc
 import logging
 import os
 import random
@@ -57,6 +58,8 @@ def application(
         given = os.environ if environ is None else environ
         built = await Build(settings.environment(given, Path.cwd()), clock).all()
         built.gateway.start()
+        # What is there now stays: nobody has to look again whether it is garbage.
+        gc.freeze()
         limits = BodyLimits(built.settings.app_request_body_limit)
         return Opened(built.gateway, limits, built.settings.app_grace_period)
 
@@ -122,14 +125,14 @@ class Build:
             await transport.aclose()
             raise
 
-    def recording(self, transport: httpx.AsyncBaseTransport) -> Recording:
+    def recording(self, transport: AiohttpTransport) -> Recording:
         """What it records with, alone; nothing is opened. Raises `ConfigurationError`."""
         chosen = self._read(Settings)
         if chosen is None:
             raise ConfigurationError.all(self._errors)
         return recording(chosen, self._surroundings(transport), self._hosting.on_azure)
 
-    async def _all(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
+    async def _all(self, chosen: Settings, transport: AiohttpTransport) -> Built:
         surroundings = self._surroundings(transport)
         self._check(chosen)
         self._methods = self._authenticators(chosen, surroundings)
@@ -164,7 +167,7 @@ class Build:
         )
         return Built(gateway, live, forward, chosen)
 
-    async def _sidecar(self, chosen: Settings, transport: httpx.AsyncBaseTransport) -> Built:
+    async def _sidecar(self, chosen: Settings, transport: AiohttpTransport) -> Built:
         from llamaxing.sidecar import Sidecar
 
         surroundings = self._surroundings(transport)
@@ -187,9 +190,7 @@ class Build:
         )
         return Built(sidecar, sidecar.live, forward, chosen)
 
-    def _forwarder(
-        self, chosen: Settings, transport: httpx.AsyncBaseTransport, total: float
-    ) -> Forwarder:
+    def _forwarder(self, chosen: Settings, transport: AiohttpTransport, total: float) -> Forwarder:
         return Forwarder(
             transport,
             Selector(random.Random(), _pauses(chosen), self._clock),
@@ -198,7 +199,7 @@ class Build:
             Tokens(self._environ),
         )
 
-    def _surroundings(self, transport: httpx.AsyncBaseTransport) -> plugins.Surroundings:
+    def _surroundings(self, transport: AiohttpTransport) -> plugins.Surroundings:
         # It would log each call with its query, where a signature may stand.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         # No proxy is asked for, as with upstreams; what serves them serves this too.

@@ -4,7 +4,6 @@ What is tried elsewhere is decided on the status line, before a byte of a reply 
 """
 
 import asyncio
-import functools
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -30,10 +29,13 @@ from llamaxing.exchange import Attempt, Exchange
 from llamaxing.logs import log
 from llamaxing.providers import Instance
 from llamaxing.selection import Selector
-from llamaxing.upstream import Content, Timeouts
+from llamaxing.upstream import Asked, Content, Door, Timeouts
 
 # Seconds.
 _WORTH_A_WAIT = 0.1
+# Characters.
+_LONGEST_URL = 64 * 1024
+_USER_AGENT = f"llamaxing/{__version__}"
 
 
 class Body(Protocol):
@@ -44,7 +46,7 @@ class Body(Protocol):
     def edited(self, edits: Mapping[str, Any]) -> Sequence[bytes | memoryview]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """What is asked of an upstream, the same for each instance that is tried.
 
@@ -74,14 +76,14 @@ class Forwarder:
 
     def __init__(
         self,
-        transport: httpx.AsyncBaseTransport,
+        upstreams: Door,
         selector: Selector,
         timeouts: Timeouts,
         attempts: int,
         tokens: Tokens,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._transport = transport
+        self._upstreams = upstreams
         self._selector = selector
         self._timeouts = timeouts
         self._attempts = attempts
@@ -117,7 +119,7 @@ class Forwarder:
         return self._selector.states(model)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        await self._upstreams.aclose()
 
     async def _try(
         self, instance: Instance, call: Call, exchange: Exchange, deadline: float
@@ -146,12 +148,18 @@ class Forwarder:
         limit = instance.timeout or (self._timeouts.first_header if call.streamed else math.inf)
         now = asyncio.get_running_loop().time()
         name = call.model.id
+        answer: Answer | None = None
         try:
-            async with asyncio.timeout_at(min(deadline, now + limit)):
-                request = await self._request(instance, call)
-                response = await self._transport.handle_async_request(request)
+            async with asyncio.timeout_at(min(deadline, now + limit)) as timer:
+                answer = await self._sent(instance, call)
+                attempt.status, answer.latency = answer.status, _since(now)
+                if timer.when() != deadline:
+                    timer.reschedule(deadline)
+                return await self._judged(answer, instance, call)
         except TimeoutError as error:
-            waited = asyncio.get_running_loop().time() - now
+            if answer is not None:
+                raise UpstreamTimeout(name, self._timeouts.total) from error
+            waited = _since(now)
             failure = Failure(UpstreamTimeout(name, round(waited, 3)))
             if now + waited >= deadline:
                 attempt.error = failure.error.code
@@ -164,41 +172,43 @@ class Forwarder:
             return Failure(UpstreamUnreachable(name))
         except httpx.TransportError:
             return Failure(UpstreamBadResponse(name, "something that is not HTTP"))
-        attempt.status = response.status_code
-        answer = Answer(response.status_code, response.headers.raw, _stream(response))
-        answer.latency = asyncio.get_running_loop().time() - now
+
+    async def _sent(self, instance: Instance, call: Call) -> Answer:
+        """The head of its reply."""
+        answered = await self._upstreams.send(await self._asked(instance, call))
+        answer = Answer(answered.status, answered.headers, answered.stream)
         answer.counted = self._counts(instance, call)
+        return answer
+
+    async def _judged(self, answer: Answer, instance: Instance, call: Call) -> Answer | Failure:
+        kept = call.endpoint.keeps == "always"
         try:
-            async with asyncio.timeout_at(deadline):
-                return await judged(answer, name, instance, kept=call.endpoint.keeps == "always")
-        except BaseException as error:
+            return await judged(answer, call.model.id, instance, kept=kept)
+        except BaseException:
             await answer.aclose()
-            if isinstance(error, TimeoutError):
-                raise UpstreamTimeout(name, self._timeouts.total) from error
             raise
 
     def _counts(self, instance: Instance, call: Call) -> bool:
         return call.counting is not None and instance not in self._uncounting
 
-    async def _request(self, instance: Instance, call: Call) -> httpx.Request:
+    async def _asked(self, instance: Instance, call: Call) -> Asked:
         content = Content(self._body(instance, call))
-        return httpx.Request(
+        headers = {
+            **call.headers,
+            "accept-encoding": "identity",
+            "user-agent": _USER_AGENT,
+            **await instance.headers(self._tokens),
+        }
+        if call.endpoint.method != "GET":
+            headers["content-length"] = str(content.length)
+        return Asked(
             call.endpoint.method,
             _url(instance.url(call.endpoint, call.id), call.query),
-            headers={
-                **call.headers,
-                "accept-encoding": "identity",
-                "user-agent": f"llamaxing/{__version__}",
-                **(
-                    {} if call.endpoint.method == "GET" else {"content-length": str(content.length)}
-                ),
-                **await instance.headers(self._tokens),
-            },
-            stream=content,
-            extensions={
-                "timeout": {"connect": self._timeouts.connect, "read": self._timeouts.idle},
-                "tick": self._timeouts.keep_alive if call.streamed else None,
-            },
+            headers,
+            content,
+            self._timeouts.connect,
+            self._timeouts.idle,
+            self._timeouts.keep_alive if call.streamed else None,
         )
 
     def _body(self, instance: Instance, call: Call) -> Sequence[bytes | memoryview]:
@@ -211,6 +221,10 @@ class Forwarder:
             wanted["stream_options"] = call.counting
         changed = {name: value for name, value in wanted.items() if call.payload.get(name) != value}
         return call.payload.edited({**call.edits, **changed})
+
+
+def _since(then: float) -> float:
+    return asyncio.get_running_loop().time() - then
 
 
 def _soonest(failures: Mapping[Instance, Failure]) -> Instance | None:
@@ -233,19 +247,9 @@ def _refuses_to_count(outcome: Answer | Failure) -> bool:
     )
 
 
-def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
-    assert isinstance(response.stream, httpx.AsyncByteStream)  # noqa: S101  an async transport's
-    return response.stream
-
-
-def _url(url: str, query: str) -> httpx.URL:
-    try:
-        if not query:
-            return _parsed(url)
-        return httpx.URL(f"{url}{'&' if '?' in url else '?'}{query}")
-    except httpx.InvalidURL as error:
+def _url(url: str, query: str) -> str:
+    whole = f"{url}{'&' if '?' in url else '?'}{query}" if query else url
+    if len(whole) > _LONGEST_URL:
         # An id and a query grow when they are quoted.
-        raise InvalidRequest("The URL is too long to be sent on.") from error
-
-
-_parsed = functools.lru_cache(maxsize=1024)(httpx.URL)
+        raise InvalidRequest("The URL is too long to be sent on.")
+    return whole

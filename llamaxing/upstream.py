@@ -1,23 +1,24 @@
-"""The one door to upstreams: an httpx.Request in; status, headers and chunks of bytes out.
+"""The one door to upstreams: what is asked, in; status, headers and chunks of bytes, out.
 
-httpx's transport interface is called directly, over aiohttp: the requests are httpx's, and so are
-the errors, while httpx's own connection pool costs many times more under load. Any
-`httpx.AsyncBaseTransport` can stand behind the door.
+Over aiohttp, since httpx's own connection pool costs many times more under load, and without an
+httpx.Request and Response on the way, which cost as much as the rest of the pipeline. The errors
+are httpx's, and so is the second door beside it, for whoever wants an httpx.AsyncClient.
 """
 
-import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from typing import Protocol
 
 import aiohttp
 import httpx
 from yarl import URL
 
-from llamaxing.http import pieces
+from llamaxing.http import Headers, pieces
+from llamaxing.patience import Patience
 
 # A body up to this size goes out in one write.
 _ONE_WRITE = 64 * 1024
@@ -40,6 +41,9 @@ class Timeouts:
 
 # How a connection shows that the other side has closed it.
 _CLOSED = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError)
+# The sockets that were opened for the request that is being sent: none on a connection that is used
+# again.
+_opened: ContextVar[list[socket.socket]] = ContextVar("opened")
 
 
 class Content(httpx.AsyncByteStream):
@@ -47,7 +51,7 @@ class Content(httpx.AsyncByteStream):
 
     def __init__(self, parts: Sequence[bytes | memoryview]) -> None:
         self._parts = parts
-        self.length = sum(len(part) for part in parts)
+        self.length = sum(map(len, parts))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for part in self._parts:
@@ -59,14 +63,41 @@ class Content(httpx.AsyncByteStream):
         return b"".join(self._parts) if self.length <= _ONE_WRITE else None
 
 
-class AiohttpTransport(httpx.AsyncBaseTransport):
-    """httpx's transport interface over one aiohttp session, opened on the loop that first asks.
-
-    Redirects are not followed and bodies are not decoded. Of the request's timeouts, `connect`
-    holds for connecting and `read` for each piece of the body; how long to wait for the head is
-    the caller's to say. With the extension `tick` a body has an empty piece after each so many
-    seconds of silence. Raises httpx.TransportError's kinds.
+@dataclass(slots=True)
+class Asked:
+    """What goes to an upstream. In seconds, and None for ever: `connect` to connect, `idle` for
+    each piece of the reply's body, which has an empty piece after each `tick` of silence. How long
+    to wait for the reply's head is for whoever asks to say.
     """
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    content: Content
+    connect: float | None = None
+    idle: float | None = None
+    tick: float | None = None
+
+
+@dataclass(slots=True)
+class Answered:
+    """What an upstream says: the head, and the stream of its body, which somebody has to close."""
+
+    status: int
+    headers: Headers
+    stream: httpx.AsyncByteStream
+
+
+class Door(Protocol):
+    """Redirects are not followed, bodies not decoded. Raises httpx.TransportError's kinds."""
+
+    async def send(self, asked: Asked) -> Answered: ...
+
+    async def aclose(self) -> None: ...
+
+
+class AiohttpTransport(httpx.AsyncBaseTransport):
+    """Both doors over one aiohttp session, opened on the loop that first asks."""
 
     def __init__(self, connections: int) -> None:
         """`connections`: how many there may be at once, to all upstreams together."""
@@ -75,39 +106,47 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         # One for all connections, made when the first needs it: it costs tens of milliseconds.
         self._tls = functools.cache(httpx.create_ssl_context)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def send(self, asked: Asked) -> Answered:
         session = self._session or self._open()
-        content = request.stream
-        data = content.in_one() if isinstance(content, Content) else await request.aread()
-        timeout: dict[str, float | None] = request.extensions.get("timeout", {})
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout.get("connect"))
-        url = URL(str(request.url), encoded=True)
+        data = asked.content.in_one()
+        url = _parsed(asked.url)
         while True:
-            trace: dict[str, bool] = {}
+            opened: list[socket.socket] = []
+            _opened.set(opened)
             try:
                 answer = await session.request(
-                    request.method,
+                    asked.method,
                     url,
-                    data=content if data is None else data,
-                    headers=request.headers.multi_items(),
+                    data=asked.content if data is None else aiohttp.BytesPayload(data),
+                    headers=asked.headers,
                     allow_redirects=False,
-                    timeout=limits,
+                    timeout=_limits(asked.connect),
                     ssl=self._tls() if url.scheme == "https" else True,
-                    trace_request_ctx=trace,
                 )
             except _CLOSED as error:
                 # Upstream had closed this idle connection before it saw the request: RFC 9110
                 # section 9.2.2 lets a client try again then, and a fresh one ends the loop.
-                if "reused" not in trace or _has_begun(error):
+                if opened or _has_begun(error):
                     raise _as_httpx(error) from error
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise _as_httpx(error) from error
             else:
-                return httpx.Response(
-                    answer.status,
-                    headers=list(answer.raw_headers),
-                    stream=_Chunks(answer, timeout.get("read"), request.extensions.get("tick")),
-                )
+                chunks = _Chunks(answer, asked.idle, asked.tick)
+                return Answered(answer.status, list(answer.raw_headers), chunks)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeout: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        answered = await self.send(
+            Asked(
+                request.method,
+                str(request.url),
+                request.headers,
+                Content([await request.aread()]),
+                timeout.get("connect"),
+                timeout.get("read"),
+            )
+        )
+        return httpx.Response(answered.status, headers=answered.headers, stream=answered.stream)
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -115,14 +154,13 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             self._session = None
 
     def _open(self) -> aiohttp.ClientSession:
-        tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_mark_reused)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60),
+            connector=aiohttp.TCPConnector(
+                limit=self._connections, keepalive_timeout=60, socket_factory=_open_socket
+            ),
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            trace_configs=[tracing],
             max_field_size=_LONGEST_HEADER,
         )
         return self._session
@@ -141,26 +179,34 @@ class _Chunks(httpx.AsyncByteStream):
         self._tick = math.inf if tick is None else tick
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        content = self._answer.content
+        patience = Patience()
         silent = 0.0
-        while True:
-            wait = min(self._tick, self._idle - silent)
-            chunk = await self._next(wait, last=silent + wait >= self._idle)
-            if chunk == b"":
-                return
-            silent = 0.0 if chunk else silent + wait
-            yield chunk or b""
-
-    async def _next(self, wait: float, *, last: bool) -> bytes | None:
-        """None: nothing came, and it is not the last wait."""
         try:
-            async with asyncio.timeout(None if wait == math.inf else wait):
-                return await self._answer.content.readany()
-        except TimeoutError as error:
-            if last:
-                raise _as_httpx(error) from error
-            return None
-        except (aiohttp.ClientError, ConnectionError) as error:
+            while True:
+                # What is there already is not waited for.
+                if chunk := content.read_nowait():
+                    silent = 0.0
+                    yield chunk
+                elif content.at_eof():
+                    return
+                else:
+                    wait = min(self._tick, self._idle - silent)
+                    try:
+                        chunk = await patience.within(wait, content.readany())
+                    except TimeoutError:
+                        silent += wait
+                        if silent >= self._idle:
+                            raise
+                        yield b""
+                    else:
+                        if chunk:
+                            silent = 0.0
+                            yield chunk
+        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise _as_httpx(error) from error
+        finally:
+            patience.end()
 
     async def aclose(self) -> None:
         # Within a body this ends the connection; after one it goes back to the pool.
@@ -172,8 +218,21 @@ def _has_begun(error: Exception) -> bool:
     return isinstance(getattr(error, "message", None), aiohttp.http.RawResponseMessage)
 
 
-async def _mark_reused(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:
-    context.trace_request_ctx["reused"] = True
+def _open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    _opened.get([]).append(made)
+    return made
+
+
+@functools.lru_cache(maxsize=16)
+def _limits(connect: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(url: str) -> URL:
+    return URL(url, encoded=True)
 
 
 def _as_httpx(error: Exception) -> httpx.TransportError:

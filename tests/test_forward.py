@@ -19,7 +19,7 @@ from llamaxing.forward import Call, Forwarder
 from llamaxing.payload import Payload
 from llamaxing.providers.azure import AzureInstance
 from llamaxing.selection import Pauses, Selector
-from llamaxing.upstream import Timeouts
+from llamaxing.upstream import Answered, Asked, Timeouts
 from tests.conftest import Serve, Served, azure, llamaxing, model, openai
 from tests.fakes import CHAT, COMPLETION, DONE, Clock, Upstream, chunk
 
@@ -393,10 +393,22 @@ class Naps(list[float]):
         self.append(seconds)
 
 
+class Mocked(httpx.MockTransport):
+    """httpx's own stand-in for a server, behind the door."""
+
+    async def send(self, asked: Asked) -> Answered:
+        request = httpx.Request(
+            asked.method, asked.url, headers=asked.headers, content=asked.content
+        )
+        response = await self.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        return Answered(response.status_code, response.headers.raw, response.stream)
+
+
 async def forwarded(replies: Mapping[str, Sequence[httpx.Response]], naps: Naps) -> Answer:
     """What comes of a call to instances that reply so, each reply in its turn."""
     left = {id: iter(given) for id, given in replies.items()}
-    transport = httpx.MockTransport(lambda request: next(left[request.url.host]))
+    transport = Mocked(lambda request: next(left[request.url.host]))
     instances = tuple(
         AzureInstance(
             id=id,

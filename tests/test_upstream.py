@@ -8,7 +8,7 @@ import httpx
 import pytest
 import trustme
 
-from llamaxing.upstream import AiohttpTransport, Content
+from llamaxing.upstream import AiohttpTransport, Asked, Content
 from tests.conftest import Serve, Served, model, openai
 from tests.fakes import CHAT, DONE, Upstream, chunk
 
@@ -103,14 +103,9 @@ async def test_a_body_of_many_parts_is_sent_as_one_and_again(upstream: Upstream)
     content = Content([b"a" * 200_000, memoryview(b"b" * 300_000), b"c"])
     transport = AiohttpTransport(10)
     for _ in range(2):
-        request = httpx.Request(
-            "POST",
-            upstream.url("i1"),
-            headers={"content-length": str(content.length)},
-            stream=content,
-        )
-        response = await transport.handle_async_request(request)
-        await response.aclose()
+        head = {"content-length": str(content.length)}
+        answered = await transport.send(Asked("POST", upstream.url("i1"), head, content))
+        await answered.stream.aclose()
     await transport.aclose()
 
     expected = b"a" * 200_000 + b"b" * 300_000 + b"c"
@@ -125,7 +120,7 @@ async def test_errors_are_httpxs(url: str, error: type[Exception]) -> None:
     transport = AiohttpTransport(10)
 
     with pytest.raises(error):
-        await transport.handle_async_request(httpx.Request("POST", url, stream=Content([])))
+        await transport.send(Asked("POST", url, {}, Content([])))
     await transport.aclose()
 
 
