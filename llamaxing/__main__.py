@@ -211,8 +211,8 @@ def _serve(wanted: argparse.Namespace) -> int:
 _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {"line": {"()": "llamaxing.logs.Stamped"}},
+    "handlers": {"stderr": {"class": "llamaxing.logs.Lines", "formatter": "line"}},
     "root": {"handlers": ["stderr"]},
     "loggers": {"uvicorn": {"level": "WARNING"}},
 }

@@ -1,7 +1,10 @@
 """The one log, and what each `debug_level` adds to it."""
 
+import asyncio
+import contextlib
 import logging
 import time
+from typing import TextIO
 
 log = logging.getLogger("llamaxing")
 
@@ -30,3 +33,54 @@ class Seldom:
     def over(self) -> None:
         """What comes next is new."""
         self._until.clear()
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """What one turn of the event loop has logged, in one write: a line for each of many calls would
+    cost them a tenth. What is worse than information is written at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+        except (TypeError, ValueError):
+            self.handleError(record)
+            return
+        if record.levelno > logging.INFO:
+            self.flush()
+        elif len(self._lines) == 1:
+            self._flush_soon()
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError):
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("\n".join([*lines, ""]))
+            self.stream.flush()
+
+    def _flush_soon(self) -> None:
+        try:
+            asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:
+            # Another thread, or before there is a loop.
+            self.flush()
+
+
+class Stamped(logging.Formatter):
+    """The time to the millisecond; its seconds are written out once for all lines of a second."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._second = 0
+        self._text = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        second = int(record.created)
+        if second != self._second:
+            self._text = time.strftime(self.default_time_format, time.localtime(second))
+            self._second = second
+        return f"{self._text},{int(record.msecs):03d}"

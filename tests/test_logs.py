@@ -1,0 +1,106 @@
+"""The shim's log: a write for what one turn of the loop has said, and nothing lost of it."""
+
+import asyncio
+import io
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from llamaxing.logs import Lines, Stamped
+
+
+class Writes(io.StringIO):
+    """A stream that remembers each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.all.append(text)
+        return super().write(text)
+
+
+@pytest.fixture
+def writes() -> Writes:
+    return Writes()
+
+
+@pytest.fixture
+def log(writes: Writes) -> Iterator[logging.Logger]:
+    handler = Lines()
+    handler.setStream(writes)
+    logger = logging.Logger("of-the-test", logging.INFO)  # noqa: LOG001  nobody else has it
+    logger.addHandler(handler)
+    yield logger
+    handler.close()
+
+
+async def test_the_lines_of_one_turn_are_one_write(log: logging.Logger, writes: Writes) -> None:
+    log.info("one")
+    log.info("two")
+
+    await asyncio.sleep(0)
+
+    assert writes.all == ["one\ntwo\n"]
+
+
+async def test_an_error_does_not_wait_and_nothing_overtakes(
+    log: logging.Logger, writes: Writes
+) -> None:
+    log.info("one")
+    log.error("bad")
+
+    assert writes.all == ["one\nbad\n"]
+
+
+def test_without_a_loop_each_line_is_written_at_once(log: logging.Logger, writes: Writes) -> None:
+    log.info("one")
+
+    assert writes.all == ["one\n"]
+
+
+async def test_lines_of_many_threads_are_all_there(log: logging.Logger, writes: Writes) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(400):
+            threads.submit(log.info, "%d", number)
+            log.info("%d", number + 400)
+
+    await asyncio.sleep(0)
+
+    assert sorted(map(int, writes.getvalue().split())) == list(range(800))
+
+
+async def test_a_line_that_cannot_be_made_does_not_cost_the_others(
+    log: logging.Logger, writes: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log.info("%d", "no number")
+    log.info("one")
+
+    await asyncio.sleep(0)
+
+    assert writes.all == ["one\n"]
+
+
+async def test_a_log_that_nobody_takes_does_not_disturb_the_calls(log: logging.Logger) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    handler = log.handlers[0]
+    assert isinstance(handler, Lines)
+    handler.setStream(Gone())
+
+    log.error("bad")
+
+
+def test_a_stamp_is_what_logging_writes() -> None:
+    ours, theirs = Stamped(), logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    records = [logging.LogRecord("n", logging.INFO, "", 0, "m%d", (it,), None) for it in range(3)]
+    for record, created in zip(records, (5.25, 5.75, 1_700_000_000.001), strict=True):
+        record.created, record.msecs = created, created % 1 * 1000
+
+    assert [ours.format(it) for it in records] == [theirs.format(it) for it in records]
