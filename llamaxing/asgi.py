@@ -1,7 +1,6 @@
 """The gateway as an ASGI 3 application: bytes in and out, hang-ups, the record in its place."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from llamaxing.errors import (
     NotConfigured,
     ShuttingDown,
 )
-from llamaxing.gateway import Gateway, identified, refusal
+from llamaxing.gateway import Gateway, identified, new_id, refusal
 from llamaxing.headers import request_id
 from llamaxing.http import Body, BodyLimits, Request, Response
 from llamaxing.logs import log
@@ -28,6 +27,8 @@ Send = Callable[[Message], Awaitable[None]]
 _TRY_AGAIN_AFTER = 5.0
 # Seconds that calls which have been cut off may take to be recorded.
 _CUT_OFF = 10.0
+# Seconds until a caller is watched: a task for each call would cost a short one a tenth.
+_UNWATCHED = 0.05
 # Seconds in which waiting records are delivered at the end, however long calls have taken.
 _DRAIN = 1.0
 
@@ -98,7 +99,7 @@ class Application:
         whole = False
         try:
             response = await self._answer(scope, caller)
-            await _send(response, send)
+            await _send(response, send, caller)
             whole = True
         except asyncio.CancelledError:
             if not caller.gone:
@@ -108,7 +109,7 @@ class Application:
         except Exception:
             log.exception("a call failed at the edge")
             if response is None:
-                await _send(identified(refusal(InternalError()), uuid.uuid4().hex), send)
+                await _send(identified(refusal(InternalError()), new_id()), send, caller)
                 whole = True
         finally:
             caller.release()
@@ -129,9 +130,9 @@ class Application:
         except ConfigurationError as error:
             # The process lives: to restart it would mend nothing.
             answer = ok() if path == "/health/live" else refusal(NotConfigured(error.settings))
-            return identified(answer, request_id(headers, uuid.uuid4().hex))
+            return identified(answer, request_id(headers, new_id()))
         if self._ends_at is not None and path != "/health/live":
-            return identified(refusal(ShuttingDown()), request_id(headers, uuid.uuid4().hex))
+            return identified(refusal(ShuttingDown()), request_id(headers, new_id()))
         length = headers.get("content-length", "")
         announced = int(length) if length.isdecimal() else 0
         body = Body(caller.body(), opened.limits, announced=announced)
@@ -185,13 +186,15 @@ class Application:
 class _Caller:
     """Who is at the other end: the body they send, and whether they are still there.
 
-    Once the body is in, a hang-up cancels the task of the call, until it is released.
+    Once the body is in, a hang-up cancels the task of the call, until it is released. A reply that
+    comes in one piece, and at once, is over before anybody has to watch.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.gone = False
 
     async def body(self) -> AsyncIterator[bytes]:
@@ -205,10 +208,21 @@ class _Caller:
             more = message.get("more_body", False)
             if chunk := message.get("body", b""):
                 yield chunk
-        self._watcher = asyncio.create_task(self._watch())
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_UNWATCHED, self.watch)
+
+    def watch(self) -> None:
+        """From now on, and no later."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._watcher = asyncio.create_task(self._watch())
 
     def release(self) -> None:
         """From here on the call runs to its end, whoever is there to see it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._watcher is not None:
             self._watcher.cancel()
 
@@ -220,9 +234,13 @@ class _Caller:
             self._task.cancel()
 
 
-async def _send(response: Response, send: Send) -> None:
+async def _send(response: Response, send: Send, caller: _Caller) -> None:
     """All but the closing chunk."""
     head = {"status": response.status, "headers": response.headers}
     await send({"type": "http.response.start", **head})
+    begun = False
     async for chunk in response.body:
+        if begun:
+            caller.watch()
+        begun = True
         await send({"type": "http.response.body", "body": chunk, "more_body": True})

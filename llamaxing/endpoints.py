@@ -38,6 +38,8 @@ class Endpoint:
 
     def passes(self, query: str) -> str:
         """What goes along of a caller's query: a function key may stand in it."""
+        if not query:
+            return ""
         pairs = parse_qsl(query, keep_blank_values=True)
         return urlencode(
             [it for it in pairs if it[0] in self.query or it[0].partition("[")[0] in self.query]
@@ -143,6 +145,10 @@ def _by_path(endpoints: Sequence[Endpoint]) -> Mapping[str, Mapping[str, Endpoin
 _WITH_ID = _by_path([row for row in ENDPOINTS if "{id}" in row.path])
 _WITHOUT = _by_path([row for row in ENDPOINTS if "{id}" not in row.path])
 _EXACT = {prefix + path: rows for path, rows in _WITHOUT.items() for prefix in _PREFIXES}
+_UNLISTED = {
+    path: {method: row for method, row in rows.items() if row is not _LIST}
+    for path, rows in _EXACT.items()
+}
 _ID = re.compile(
     f"(?:{'|'.join(map(re.escape, _PREFIXES))})"
     # `.` and `..` would be another path upstream.
@@ -158,9 +164,7 @@ def match(method: str, path: str, *, lists: bool) -> Match | None:
 
     Raises `MethodNotAllowed`.
     """
-    if rows := _EXACT.get(path):
-        if not lists and len(rows) > 1:
-            rows = {name: row for name, row in rows.items() if row != _LIST}
+    if rows := (_EXACT if lists else _UNLISTED).get(path):
         return Match(_of(rows, method, path))
     if found := _DEPLOYMENT.fullmatch(path):
         return Match(_of(_WITHOUT[found["path"]], method, path), model=found["model"])

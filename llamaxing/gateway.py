@@ -1,8 +1,8 @@
 """The pipeline: who calls, what for, sent where, and how it ended."""
 
 import asyncio
+import secrets
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,7 +89,7 @@ class Gateway:
     async def handle(self, request: Request) -> Response:
         """Answers every request; raises only for a caller who is gone."""
         self.live.look()
-        made = uuid.uuid4().hex
+        made = new_id()
         request_id = headers.request_id(request.headers, made)
         log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
         try:
@@ -266,6 +266,11 @@ class Gateway:
 
     def _why_gone(self) -> str:
         return ShuttingDown.code if self._cut_off else "caller_hung_up"
+
+
+def new_id() -> str:
+    """Nobody else's: of an exchange, and of a request whose caller gives it none."""
+    return secrets.token_hex(16)
 
 
 def refusal(error: GatewayError) -> Response:

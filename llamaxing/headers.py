@@ -1,6 +1,7 @@
 """Header hygiene: what may cross the gateway, in either direction. Everything else stays behind."""
 
 import email.utils
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -43,16 +44,19 @@ def upwards(callers: Mapping[str, str]) -> dict[str, str]:
 
 def downwards(upstreams: Headers) -> Headers:
     """The upstream's headers that the caller gets; its request id under another name."""
-    lowered = [(name.lower(), value) for name, value in upstreams]
-    named = b",".join(value.lower() for name, value in lowered if name == b"connection")
-    ours = [
-        (name, value) for name, value in lowered if _DOWNWARDS.fullmatch(name) and name not in named
-    ]
-    ours += [(b"x-upstream-request-id", value) for name, value in lowered if name == _REQUEST_ID]
-    return ours
+    connection = [value.lower() for name, value in upstreams if name.lower() == b"connection"]
+    named = b",".join(connection)
+    found = [(_below(name), value) for name, value in upstreams]
+    return [(name, value) for name, value in found if name and name not in named]
 
 
-_REQUEST_ID = b"x-request-id"
+@functools.lru_cache(maxsize=1024)
+def _below(name: bytes) -> bytes:
+    """What a caller gets to see it as; nothing where they do not."""
+    name = name.lower()
+    if name == b"x-request-id":
+        return b"x-upstream-request-id"
+    return name if _DOWNWARDS.fullmatch(name) else b""
 
 
 def request_id(callers: Mapping[str, str], otherwise: str) -> str:

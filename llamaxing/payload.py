@@ -62,9 +62,10 @@ class Payload:
         """`checked`: it is known to be JSON."""
         self.body = body
         self._members = _members(body) if checked else _decode(body)
+        self._named = {key.name: raw for key, raw in self._members.items()}
 
     def __contains__(self, name: str) -> bool:
-        return any(key.name == name for key in self._members)
+        return name in self._named
 
     def get(self, name: str) -> Any:
         """A member's value; None without it.
@@ -117,10 +118,11 @@ class Payload:
         return parts.all
 
     def _one(self, name: str) -> msgspec.Raw | None:
-        found = [raw for key, raw in self._members.items() if key.name == name]
-        if len(found) > 1:
-            raise InvalidJSON(f"The parameter '{name}' stands {len(found)} times in the body.")
-        return found[0] if found else None
+        if len(self._named) < len(self._members):
+            times = sum(key.name == name for key in self._members)
+            if times > 1:
+                raise InvalidJSON(f"The parameter '{name}' stands {times} times in the body.")
+        return self._named.get(name)
 
     def _opening(self) -> int:
         """The position after the opening brace."""
