@@ -1,5 +1,6 @@
 """The files of the examples go together, and name nothing that would count for nothing."""
 
+import fnmatch
 import importlib.util
 import json
 import re
@@ -46,11 +47,9 @@ def variables(example: Path) -> set[str]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda it: it.name)
 def test_an_example_is_whole(example: Path) -> None:
-    known = on_azure(example)["AUTH_METHOD"] != "none"
-
-    for name in ("README.md", "models.json", ".env.sample", "local.settings.sample.json"):
+    for name in ("README.md", "models.json", "identities.json", ".env.sample"):
         assert (example / name).is_file(), name
-    assert (example / "identities.json").is_file() == known
+    assert (example / "local.settings.sample.json").is_file()
     assert f"({example.name}/README.md)" in (PROJECT / "examples" / "README.md").read_text()
 
 
@@ -69,6 +68,16 @@ def test_an_editor_that_knows_the_schema_finds_no_fault_in_identities(file: Path
     schema = json.loads((PROJECT / "examples" / "identities.schema.json").read_text())
 
     jsonschema.validate(json.loads(file.read_text()), schema)
+
+
+def test_an_editor_knows_the_schema_of_each_file() -> None:
+    told = json.loads((PROJECT / ".vscode" / "settings.json").read_text())["json.schemas"]
+
+    for name in ("models", "identities"):
+        [patterns] = [it["fileMatch"] for it in told if it["url"].endswith(f"/{name}.schema.json")]
+        files = {it.name for it in PROJECT.glob(f"examples/**/{name}*.json")}
+        for file in files - {f"{name}.schema.json"}:
+            assert any(fnmatch.fnmatch(file, it) for it in patterns), file
 
 
 def test_no_secret_stands_in_what_is_for_azure() -> None:

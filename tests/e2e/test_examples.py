@@ -22,7 +22,7 @@ import pytest_asyncio
 
 from tests.authority import Authority
 from tests.clients import ENVIRON
-from tests.e2e import Program, command, uvicorn_shim
+from tests.e2e import Program, command, functions_app, uvicorn_shim
 from tests.langfuse_server import LangfuseServer
 from tests.services import (
     NPM,
@@ -143,10 +143,9 @@ async def test_its_settings_for_azure_are_checked_without_a_fault_once_they_are_
 ) -> None:
     example = PROJECT / "examples" / name
     for file in ("models.json", "identities.json"):
-        if (example / file).exists():
-            # The keys that everybody knows are refused there.
-            mine = (example / file).read_text().replace("sample-", "my-own-")
-            (tmp_path / file).write_text(mine)
+        # The keys that everybody knows are refused there.
+        mine = (example / file).read_text().replace("sample-", "my-own-")
+        (tmp_path / file).write_text(mine)
     filled = {
         name: value or made_up(name)
         for name, value in on_azure(example).items()
@@ -159,6 +158,19 @@ async def test_its_settings_for_azure_are_checked_without_a_fault_once_they_are_
 
     assert code == 0, err
     assert ("dummy.example.com" in out) == bool(where)
+
+
+@pytest.mark.parametrize("name", ["00-local-model", "01-simple-noauth"])
+async def test_an_open_example_knows_its_callers_with_two_settings_more(
+    name: str, tmp_path: Path
+) -> None:
+    example = copied(name, tmp_path)
+    told = {"AUTH_METHOD": "apikey", "IDENTITY_STORE": "json", "ID_SECRET": "a-long-random-text"}
+
+    code, out, err = await command(tmp_path, told, "check", "--folder", str(example))
+
+    assert code == 0, err
+    assert "identity team-a: 1 key; every model\ncallers are known by apikey\n" in out
 
 
 def made_up(setting: str) -> str:
@@ -259,6 +271,29 @@ async def test_02_keys_have_rights_and_openai_answers_when_azure_fails(
     assert statuses == [200, 200, 200, 403, 200, 403, 401]
     assert failed_over.status_code == 200
     assert simulated.answered("openai") == {"200": before + 1}
+
+
+async def test_02_its_settings_for_azure_serve_as_a_functions_app(
+    tmp_path: Path, simulated: Simulator
+) -> None:
+    example = copied("02-simple-apikey", tmp_path)
+    secret = ("ID_SECRET", "AZURE_OPENAI_API_KEY", "OPENAI_API_KEY")
+    settings = {
+        **on_azure(example),
+        **{name: here(example)[name] for name in secret},
+        **at(simulated, example),
+        # The files are not beside function_app.py here.
+        "MODELS_SOURCE": f"file:{example / 'models.json'}",
+        "IDENTITY_STORE_JSON_FILENAME": str(example / "identities.json"),
+    }
+    async with (
+        functions_app(settings, tmp_path) as app,
+        httpx.AsyncClient(base_url=f"{app.url}/v1/", timeout=60, trust_env=False) as client,
+    ):
+        good = await ask(client, **bearer("sample-team-a"))
+        refused = await ask(client, **bearer("any"))
+
+    assert (good.status_code, refused.status_code) == (200, 401)
 
 
 PRINTED = {
