@@ -57,11 +57,11 @@ class Program:
         return sum(_resident_kb(pid) for pid in tree(self.pid)) / 1024
 
     def freeze(self) -> None:
-        os.killpg(self.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def thaw(self, patience: float = 15) -> None:
         """Returns when it has worked off what was left, or after so many seconds."""
-        os.killpg(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             before = self.cpu()
@@ -70,13 +70,18 @@ class Program:
                 return
 
     def stop(self) -> None:
-        for signum in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+        self._signal(signal.SIGCONT)
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+                return
+
+    def _signal(self, signum: int) -> None:
+        """To all of them, unless it is known to have ended: its id may be another's by now."""
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signum)
-            if signum != signal.SIGCONT:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(5)
-                    return
 
 
 def _prepare() -> None:

@@ -89,14 +89,18 @@ def table(results: Results, columns: Sequence[Column]) -> str:
 
 
 def figures(results: Results) -> str:
-    """The tables, as they also stand in the README."""
+    """The tables, and where they are from."""
     made = (
         "Commit {commit}, {date}, beside {beside}; {cores} cores of {cpu}, with a load of {load} "
         "before it; Python {python}; medians of {rounds} interleaved rounds."
     ).format(**results.where, rounds=results.rounds)
     tables = (table(results, columns) for columns in (CALLS, STREAMS, PROCESS))
-    picture = "![The same as a plot](bench/results/latest.png)"
-    return "\n" + "\n\n".join([made, *tables, picture]) + "\n\n"
+    return "\n\n".join([made, *tables])
+
+
+def section(results: Results) -> str:
+    """What the README has between its marks."""
+    return f"\n{figures(results)}\n\n![Some of it as a plot](bench/results/latest.png)\n\n"
 
 
 def document(results: Results, *, every_bar: bool) -> str:
@@ -106,7 +110,7 @@ def document(results: Results, *, every_bar: bool) -> str:
     verdicts = [f"    {bar}" for bar in held]
     parts = [
         "# What it costs",
-        figures(results).strip().replace("bench/results/", ""),
+        figures(results),
         "\n".join(skipped),
         "\n".join(verdicts),
     ]
@@ -115,28 +119,40 @@ def document(results: Results, *, every_bar: bool) -> str:
 
 def mend(readme: Path, results: Results) -> None:
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(README.sub(lambda _: figures(results), text), encoding="utf-8")
+    readme.write_text(README.sub(lambda _: section(results), text), encoding="utf-8")
+
+
+PANELS = (
+    ("CPU µs a call, 32 at a time", "json32", "cpu_us"),
+    ("CPU ms a thousand chunks", "sse", "cpu_ms_1000"),
+    ("s from start to first answer", "start", "s"),
+)
 
 
 def plot(results: Results, file: Path) -> None:
+    """What of the panels there is, each on a logarithmic scale; no file where there is nothing."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot
 
-    panels = (
-        ("CPU µs a call, 32 at a time", "json32", "cpu_us"),
-        ("CPU ms a thousand chunks", "sse", "cpu_ms_1000"),
-        ("s from start to first answer", "start", "s"),
-    )
     names = [name for name in TITLES if name in results.found and not _is_bare(name)][::-1]
-    picture, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.2), layout="constrained")
-    for axis, (title, scenario, figure) in zip(axes, panels, strict=True):
-        values = [results.median(name, scenario, figure) or 0 for name in names]
-        bars_ = axis.barh([_label(name) for name in names], values, color=_colours(names))
-        axis.bar_label(bars_, [shown(value or None) for value in values], padding=3)
-        axis.set(title=title, xscale="log")
-        axis.margins(x=0.25)
+    panels = [it for it in PANELS if any(results.median(name, *it[1:]) for name in names)]
+    if not panels:
+        return
+    picture, axes = pyplot.subplots(
+        1, len(panels), figsize=(13, 3.2), layout="constrained", squeeze=False
+    )
+    for axis, (title, scenario, figure) in zip(axes[0], panels, strict=True):
+        values = [results.median(name, scenario, figure) for name in names]
+        drawn = axis.barh([_label(it) for it in names], [it or 0 for it in values])
+        for bar, name in zip(drawn, names, strict=True):
+            bar.set_color("#2a6fbb" if TITLES[name].startswith("**") else "#b5bac1")
+        axis.bar_label(drawn, [shown(value) for value in values], padding=3)
+        there = [it for it in values if it]
+        axis.set(title=title, xscale="log", xlim=(min(there) / 4, max(there) * 6))
+        axis.set_xlabel("logarithmic", loc="right", size="small")
+        axis.minorticks_off()
     picture.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(picture)
 
@@ -148,7 +164,3 @@ def _is_bare(name: str) -> bool:
 
 def _label(name: str) -> str:
     return re.sub(r"[*`]", "", TITLES[name])
-
-
-def _colours(names: Sequence[str]) -> list[str]:
-    return ["#2a6fbb" if TITLES[name].startswith("**") else "#b5bac1" for name in names]

@@ -202,16 +202,23 @@ def _wrk(trial: Trial, route: Route, callers: int) -> Figures:
 
 
 def _run(trial: Trial, command: Sequence[str], **told: str) -> tuple[str, float]:
+    """What it printed, and the seconds of processor time that the gateway took meanwhile."""
     before = trial.program.cpu() if trial.program else 0
-    done = subprocess.run(
-        command,
-        cwd=PROJECT,
-        env={**os.environ, **told},
-        capture_output=True,
-        text=True,
-        timeout=_LONGEST,
-        check=True,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, **told},
+            capture_output=True,
+            text=True,
+            timeout=_LONGEST,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        said = str(error.stderr).strip().splitlines() or ["nothing"]
+        raise Missing(f"its callers failed: {said[-1]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise Missing(f"it took more than {_LONGEST} s") from error
     return done.stdout, (trial.program.cpu() if trial.program else 0) - before
 
 

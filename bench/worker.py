@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.gateways import PATH, Gateway, Missing, Route
 from bench.rig import PROJECT, Rig, environment, free_port
+from tests.services import AZURITE
 
 _EMPTY = """
 import azure.functions as func
@@ -44,14 +45,18 @@ def default(rig: Rig) -> Gateway:
         "WEBSITE_INSTANCE_ID": "bench",
         "AUTH_METHOD": "none",
         "AUTH_NONE_ON_AZURE": "true",
-        "MODELS_SOURCE": f"blob:{storage.blob_url}/bench/models.json",
+        "MODELS_SOURCE": "blob:bench/models.json",
         "CONFIGURATION_COPIES": "none",
-        "AzureWebJobsStorage": storage.connection_string,
+        "AzureWebJobsStorage__blobServiceUri": storage.blob_url,
+        "AzureWebJobsStorage__queueServiceUri": storage.queue_url,
+        "AzureWebJobsStorage__credential": "managedidentity",
         "LOGGING_CLIENT": "jsonl",
         "LOGGING_CLIENT_JSONL_FILENAME": str(rig.folder / "records.jsonl"),
         "SSL_CERT_FILE": str(storage.ca),
     }
-    return _gateway(rig, "worker", PROJECT, **settings)
+    # The host has its own way to the storage, which is not the app's.
+    host = ("--storage", storage.connection_string)
+    return _gateway(rig, "worker", PROJECT, *host, **settings)
 
 
 def _models(rig: Rig) -> bytes:
@@ -71,7 +76,7 @@ async def _upload(connection: str, authority: Path, models: bytes) -> None:
         await container.upload_blob("models.json", models)
 
 
-def _gateway(rig: Rig, name: str, app: Path, **settings: str) -> Gateway:
+def _gateway(rig: Rig, name: str, app: Path, *more: str, **settings: str) -> Gateway:
     _look_for_worker()
     port = free_port()
     command = [sys.executable, str(PROJECT / "tests" / "functions_host.py"), str(app)]
@@ -80,7 +85,7 @@ def _gateway(rig: Rig, name: str, app: Path, **settings: str) -> Gateway:
         rig.subfolder(name),
         Route(f"http://127.0.0.1:{port}{PATH}"),
         None,
-        [*command, "--port", str(port)],
+        [*command, "--port", str(port), *more],
         environment(**settings, PYTHON_ENABLE_INIT_INDEXING="1"),
         uncompiled=rig.uncompiled,
         only_starts=True,
@@ -88,5 +93,5 @@ def _gateway(rig: Rig, name: str, app: Path, **settings: str) -> Gateway:
 
 
 def _look_for_worker() -> None:
-    if find_spec("azure_functions_runtime") is None:
-        raise Missing("azure-functions-runtime is not installed: `python3 run.py test` does that")
+    if find_spec("azure_functions_runtime") is None or not AZURITE.exists():
+        raise Missing("azure-functions-runtime or Azurite is not installed: run.py does that")

@@ -489,11 +489,14 @@ async def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("app_dir")
     options.add_argument("--port", type=int, default=7071)
+    options.add_argument("--storage", default="", help="the host's own connection string")
     wanted = options.parse_args()
     file = Path(wanted.app_dir) / "local.settings.json"
     settings = json.loads(file.read_text())["Values"] if file.exists() else {}
     # As with Core Tools, the environment wins over the file.
-    host = await Host(wanted.app_dir, env={**settings, **os.environ}, port=wanted.port).start()
+    environ = {**settings, **os.environ}
+    host = Host(wanted.app_dir, env=environ, port=wanted.port, storage=wanted.storage)
+    await host.start()
     sys.stdout.write(f"{host.url}: {', '.join(sorted(route.template for route in host.routes))}\n")
     try:
         await asyncio.Event().wait()

@@ -192,13 +192,13 @@ def test_figures_take_the_place_of_those_before(tmp_path: Path) -> None:
         made = found(("apikey", "json32", "cpu_us", value))
         report.mend(readme, made)
 
-        assert report.README.findall(readme.read_text(encoding="utf-8")) == [report.figures(made)]
+        assert report.README.findall(readme.read_text(encoding="utf-8")) == [report.section(made)]
 
 
 def test_the_readme_has_the_figures_of_the_latest_run() -> None:
     [told] = report.README.findall(README.read_text(encoding="utf-8"))
 
-    assert told == (report.figures(results.read(LATEST)) if LATEST.exists() else "")
+    assert told == (report.section(results.read(LATEST)) if LATEST.exists() else "")
 
 
 def test_the_upstream_does_what_a_call_says() -> None:
@@ -290,6 +290,21 @@ def test_a_gateway_that_answers_by_itself_is_not_measured(made: Rig) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_gateway_that_has_died_fails_its_calls_and_no_more(made: Rig) -> None:
+    gateway = ours.none(made)
+    try:
+        gateway.start()
+        assert gateway.program
+        gateway.program.stop()
+        gateway.program.thaw()
+        seen = measure(trial(made, gateway), "burst")
+        gateway.program.freeze()
+    finally:
+        gateway.stop()
+
+    assert (seen["calls"], seen["wrong"]) == (0, 200)
 
 
 def test_a_gateway_that_does_not_start_is_missing_with_its_last_words(made: Rig) -> None:
