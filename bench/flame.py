@@ -19,6 +19,7 @@ _A_SECOND = 100
 
 def main(file: Path) -> None:
     """Of calls with an API key, 32 at a time."""
+    file.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, rig(Path(folder)) as made:
         trial = Trial(made, ours.apikey(made), Scale(_SECONDS, 2_000, 0), ours.apikey)
         try:
