@@ -85,9 +85,9 @@ async def relay(
         exchange.error = broken.code
         if framer is None:
             raise BrokenOff from error
-        rest = passing.rest() if passing else b""
-        gap = b"\n\n" if framer.within_event else b""
-        yield rest + gap + error_event(exchange.endpoint, broken.body)
+        # Of an event that was kept until it is whole, nothing is told: it would hide the error.
+        begun = passing.within_event if passing else framer.within_event
+        yield (b"\n\n" if begun else b"") + error_event(exchange.endpoint, broken.body)
     else:
         if passing and (rest := passing.rest()):
             yield rest

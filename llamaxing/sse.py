@@ -56,6 +56,8 @@ class Edited:
         self._framer = framer
         self._edit = edit
 
+    within_event = False
+
     def feed(self, chunk: bytes, events: Sequence[bytes]) -> bytes:
         """What passes of the events that a chunk has made whole."""
         return b"".join(map(self._edit, events))
@@ -77,6 +79,11 @@ class Uncounted:
         # Bytes of the event that has begun which have passed already.
         self._passed = 0
         self._finished = False
+
+    @property
+    def within_event(self) -> bool:
+        """Whether what has passed ends in the middle of an event."""
+        return bool(self._passed) and self._framer.within_event
 
     def feed(self, chunk: bytes, events: Sequence[bytes]) -> bytes:
         """What passes of a chunk with which these events have become whole."""

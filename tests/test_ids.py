@@ -256,15 +256,18 @@ async def test_a_stream_is_had_once_more_from_where_it_stopped(
     assert (await gateway.recorded(2))[-1]["streamed"]
 
 
+@pytest.mark.parametrize("cut", [b"event: response.outp", b"event: x\ndata: {", b""])
 async def test_a_stream_that_breaks_ends_with_an_event_of_the_endpoints_own_shape(
-    gateway: Served, upstream: Upstream
+    gateway: Served, upstream: Upstream, cut: bytes
 ) -> None:
-    upstream.streams("i1", [EVENTS[0] + b"\n\nevent: response.outp"], ends="cut")
+    upstream.streams("i1", [EVENTS[0] + b"\n\n" + cut], ends="cut")
 
     reply = await gateway.post("/v1/responses", json={**ASKING, "stream": True}, headers=ANN)
 
     assert reply.text.endswith("\n\n")
-    name, data = reply.text.strip().split("\n\n")[-1].split("\n")
+    first, last = reply.text.strip().split("\n\n")
+    assert first.startswith(EVENTS[0].decode().split("\n")[0])
+    name, data = last.split("\n")
     told = json.loads(data.removeprefix("data: "))
     assert name == "event: error"
     assert (told["type"], told["code"]) == ("error", "upstream_stream_broken")

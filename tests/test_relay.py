@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 
 import httpx
+import openai
 import pytest
 
 from tests.conftest import Serve, Served
@@ -203,6 +204,22 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(
     assert upstream.asked == ["i1"]
     [record] = gateway.records
     assert (record["complete"], record["error"]) == (False, "upstream_stream_broken")
+
+
+async def test_an_sdk_raises_the_error_of_a_stream_that_breaks_in_the_count_of_its_tokens(
+    upstream: Upstream, gateway: Served
+) -> None:
+    end = chunk("", choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    upstream.streams("i1", [chunk("Hi"), end, b'data: {"id": "chatcmpl-1", "usa'], ends="cut")
+    client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0)
+
+    async with client:
+        events = aiter(await client.chat.completions.create(**STREAM))  # type: ignore[call-overload]
+        seen = [(await anext(events)).choices[0].finish_reason for _ in range(2)]
+        with pytest.raises(openai.APIError, match="broke off"):
+            await anext(events)
+
+    assert seen == [None, "stop"]
 
 
 async def test_a_stream_without_a_byte_is_no_answer(upstream: Upstream, gateway: Served) -> None:
