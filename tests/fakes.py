@@ -223,6 +223,10 @@ class Upstream:
         script = self._scripts[asked.instance] or deque([_ANSWER])
         return script.popleft() if len(script) > 1 else script[0]
 
+    def wrote(self, asked: Asked, piece: bytes) -> None:
+        self.written += len(piece)
+        asked.sent.append(piece)
+
     async def _send(self, reply: Reply, writer: asyncio.StreamWriter, asked: Asked) -> None:
         if reply.ends == "silent":
             await asyncio.Event().wait()
@@ -250,8 +254,7 @@ class Upstream:
                 await reply.gate.acquire()
             writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if reply.chunked else piece)
             await writer.drain()
-            self.written += len(piece)
-            asked.sent.append(piece)
+            self.wrote(asked, piece)
         if reply.ends == "silent-after":
             await asyncio.Event().wait()
         if reply.ends == "cut":

@@ -111,10 +111,29 @@ class Journal(Upstream):
         super().__init__()
         self.has: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         """By the id of a call: whether upstream knows of it."""
+        self._steps = 0
+        self._waiting: list[tuple[int, asyncio.Event]] = []
+
+    async def takes(self, steps: int) -> None:
+        """Returns when it has been asked, or has written a chunk, so many times more."""
+        passed = asyncio.Event()
+        self._waiting.append((self._steps + steps, passed))
+        await passed.wait()
+
+    def _step(self) -> None:
+        self._steps += 1
+        for number, passed in self._waiting:
+            if number <= self._steps:
+                passed.set()
+
+    def wrote(self, asked: Asked, piece: bytes) -> None:
+        super().wrote(asked, piece)
+        self._step()
 
     def reply_to(self, asked: Asked) -> Reply:
         id = asked.headers.get(_ID, "")
         self.has[id].set()
+        self._step()
         kind = kind_of(id)
         if asked.instance == "failing" or kind.status != 200:
             status = kind.status if kind.status != 200 else 500
@@ -159,17 +178,17 @@ class Said:
     whole: bool = False
 
 
-async def call(client: httpx.AsyncClient, upstream: Journal, id: str, caller: str) -> Said:
+async def call(client: httpx.AsyncClient, upstream: Journal, said: Said) -> None:
     """Makes the call as its kind says. A connection that breaks is in the journal, too."""
-    kind = kind_of(id)
-    said = Said(id, caller)
+    kind = kind_of(said.id)
     making = asyncio.create_task(_made(client, said, kind))
     if kind.leaves and not kind.stream:
-        await upstream.has[id].wait()
+        asked = asyncio.create_task(upstream.has[said.id].wait())
+        await asyncio.wait({asked, making}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
         making.cancel()
     with contextlib.suppress(asyncio.CancelledError, httpx.TransportError):
         await making
-    return said
 
 
 async def _made(client: httpx.AsyncClient, said: Said, kind: Kind) -> None:
@@ -181,6 +200,8 @@ async def _made(client: httpx.AsyncClient, said: Said, kind: Kind) -> None:
         _ID: said.id,
     }
     async with client.stream("POST", PATH, content=body, headers=headers) as reply:
+        if "x-request-id" not in reply.headers:
+            return  # what a platform says in the place of a gateway that is not there
         said.status = reply.status_code
         async for piece in reply.aiter_raw():
             said.body += piece
@@ -196,6 +217,11 @@ def _request(id: str, kind: Kind) -> dict[str, Any]:
     return {**CHAT, "model": kind.model, "user": id, **options}
 
 
+def caller_of(url: str) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=1)
+    return httpx.AsyncClient(base_url=url, timeout=60, limits=limits, verify=False, trust_env=False)
+
+
 async def callers(
     url: str, upstream: Journal, ids: Iterable[str], at_once: int, chance: random.Random
 ) -> list[Said]:
@@ -204,10 +230,7 @@ async def callers(
     found: list[Said] = []
 
     async def one() -> None:
-        limits = httpx.Limits(max_connections=1)
-        async with httpx.AsyncClient(
-            base_url=url, timeout=60, limits=limits, verify=False, trust_env=False
-        ) as client:
+        async with caller_of(url) as client:
             for id in waiting:
                 said = await call(client, upstream, id, chance.choice(list(KEYS)))
                 found.append(said)

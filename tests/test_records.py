@@ -1,5 +1,6 @@
 """What is kept of a call: texts, tokens, sizes; and what is not."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -19,6 +20,7 @@ from llamaxing.identity import ANONYMOUS
 from llamaxing.replies import usage_of
 from tests.conftest import Serve, Served, configure, model, openai, running
 from tests.fakes import CHAT, COMPLETION, DONE, SSE, Reply, Upstream, chunk
+from tests.journals import seeded
 from tests.services import LocalModel
 
 STREAM = {**CHAT, "stream": True}
@@ -398,3 +400,54 @@ async def test_a_real_models_stream_is_recorded_as_its_plain_reply(
     assert typed["response"]["output"] == [it.to_dict() for it in events[-1].response.output]  # type: ignore[union-attr]
     assert whole["usage"]["output"] == response.usage.output_tokens  # type: ignore[union-attr]
     assert all(record["usage"]["exact"] for record in records)
+
+
+async def test_interleaved_streams_never_mix_their_texts_usage_or_callers(
+    upstream: Upstream, serve: Serve
+) -> None:
+    """Two at a time, a hundred times over, their chunks in an order that is left to chance."""
+    chance = seeded()
+    names = ("alice", "bob")
+    models = [model(openai(upstream, f"of-{name}"), id=name) for name in names]
+    gateway = await serve(models, [{"id": name, "auth_key": f"key-{name}"} for name in names])
+    seen: dict[tuple[str, int], bytes] = {}
+
+    async def call(name: str, number: int) -> None:
+        headers = {"authorization": f"Bearer key-{name}", "x-request-id": f"{name}-{number}"}
+        body = {**STREAM, "model": name}
+        reply = await gateway.post("/v1/chat/completions", json=body, headers=headers)
+        seen[name, number] = reply.content
+
+    for number in range(100):
+        sent = {name: stream_of(name, number) for name in names}
+        for name in names:
+            upstream.forget(f"of-{name}")
+        streams = {it: upstream.streams(f"of-{it}", sent[it], lock_step=True) for it in names}
+        calls = [asyncio.create_task(call(name, number)) for name in names]
+        turns = [streams[name] for name in names for _ in sent[name]]
+        chance.shuffle(turns)
+        for stream in turns:
+            stream.release()
+            await asyncio.sleep(0)
+        await asyncio.gather(*calls)
+
+    records = {it["request_id"]: it for it in await gateway.recorded(200)}
+    assert len(records) == 200
+    for (name, number), given_to_caller in seen.items():
+        record = records[f"{name}-{number}"]
+        *chunks, _, done = stream_of(name, number)
+        assert given_to_caller == b"".join([*chunks, done])
+        assert record["identity"]["id"] == name
+        assert record["response"]["choices"][0]["message"]["content"] == "".join(
+            text_of(name, number)
+        )
+        assert (record["usage"]["input"], record["usage"]["output"]) == (number, len(name))
+
+
+def text_of(name: str, number: int) -> list[str]:
+    return [f"{name} {number} {piece} " for piece in range(5)]
+
+
+def stream_of(name: str, number: int) -> list[bytes]:
+    usage = {"prompt_tokens": number, "completion_tokens": len(name)}
+    return [*map(chunk, text_of(name, number)), chunk("", choices=[], usage=usage), DONE]

@@ -41,7 +41,7 @@ async def uvicorn_shim(
     process = await start_shim(settings, folder, *arguments, stderr=stderr)
     try:
         async with asyncio.timeout(30):
-            await _until_ready(url, process)
+            await until_ready(url, process)
         yield Program(url, process)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -104,7 +104,8 @@ async def functions_app(
         await host.stop()
 
 
-async def _until_ready(url: str, server: asyncio.subprocess.Process) -> None:
+async def until_ready(url: str, server: asyncio.subprocess.Process) -> None:
+    """Returns when the gateway that this process is serves there."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
         while True:
             assert server.returncode is None, "the gateway ended at once: its last words say why"
