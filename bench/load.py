@@ -82,8 +82,8 @@ class Seen:
             ("delay", self.delays),
         ):
             if values:
-                found[f"{name}_p50"] = percentile(values, 50) / 1e6
-                found[f"{name}_p99"] = percentile(values, 99) / 1e6
+                for percent in (50, 95, 99):
+                    found[f"{name}_p{percent}"] = percentile(values, percent) / 1e6
         return found | {"chunks": len(self.delays) + len(self.firsts)}
 
 

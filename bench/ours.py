@@ -46,6 +46,12 @@ def recording(rig: Rig) -> Gateway:
     return _gateway(rig, "recording", BEARER, **settings)
 
 
+def mongodb(rig: Rig, uri: str) -> Gateway:
+    """With an API key and a record of each call, in the outbox and from there in MongoDB."""
+    settings = {**_APIKEY, "LOGGING_CLIENT": "mongodb", "LOGGING_CLIENT_MONGODB_URI": uri}
+    return _gateway(rig, "mongodb", BEARER, **settings, OUTBOX="sqlite")
+
+
 def _gateway(rig: Rig, name: str, headers: Mapping[str, str], **settings: str) -> Gateway:
     folder, port = rig.subfolder(name), free_port()
     configure(folder, {"plain": rig.upstream, "tls": rig.tls_upstream})
