@@ -51,8 +51,7 @@ class Issuers:
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             refuse("it cannot be read")
         self._check_head(header)
-        issuer = claims.get("iss")
-        keys = self.keys.get(issuer) if isinstance(issuer, str) else None
+        keys = self._keys_of(claims)
         if self.keys and keys is None:
             refuse("its issuer is not one of those believed here")
         if self.verifies and keys is not None:
@@ -61,6 +60,15 @@ class Issuers:
         if self.audience and not _is_for(claims.get("aud"), self.audience):
             refuse("it is for another audience")
         return self._of_its_tenant(claims)
+
+    def vouching(self, claims: Claims) -> object:
+        """The keys that its issuer has now: when they have changed, its token may be none."""
+        keys = self._keys_of(claims)
+        return keys and keys.published
+
+    def _keys_of(self, claims: Claims) -> Jwks | None:
+        issuer = claims.get("iss")
+        return self.keys.get(issuer) if isinstance(issuer, str) else None
 
     def _check_head(self, header: Mapping[str, Any]) -> None:
         kid = header.get("kid")

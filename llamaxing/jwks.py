@@ -43,7 +43,8 @@ class Jwks:
         self._clock = clock
         self._issuer = issuer
         self._uri = uri
-        self._keys: Mapping[str, _Entry] = {}
+        self.published: Mapping[str, _Entry] = {}
+        """By their ids: another object when they have changed."""
         self._tried = -1e9
         self._sought = -1e9
         self._fetched = -1e9
@@ -55,9 +56,9 @@ class Jwks:
 
         Raises `JwksUnavailable` while no keys have ever been had.
         """
-        if not self._keys:
+        if not self.published:
             await self._refresh(after=_TRY_AGAIN_AFTER)
-            if not self._keys:
+            if not self.published:
                 raise JwksUnavailable
         found = self._find(kid)
         if found is None:
@@ -75,8 +76,8 @@ class Jwks:
 
     def _find(self, kid: str | None) -> _Entry | None:
         if kid is None:
-            return next(iter(self._keys.values())) if len(self._keys) == 1 else None
-        return self._keys.get(kid)
+            return next(iter(self.published.values())) if len(self.published) == 1 else None
+        return self.published.get(kid)
 
     async def _refresh(self, after: float) -> None:
         self._start(after)
@@ -93,7 +94,9 @@ class Jwks:
         try:
             async with asyncio.timeout(_WITHIN):
                 uri = self._uri or await self._discovered()
-                self._keys = _keys(await self._get(uri))
+                found = _keys(await self._get(uri))
+                if found != self.published:
+                    self.published = found
                 self._fetched = self._clock()
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
             reason = str(error) or type(error).__name__

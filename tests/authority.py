@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl
 
 import trustme
 
+from tests.canaries import NET
+
 TENANT = "11111111-2222-3333-4444-555555555555"
 
 
@@ -76,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["content-length"]))
         self.authority.requests.append(dict(parse_qsl(body.decode())))
         self.authority.tokens.append(self.authority.mint())
-        token = self.authority.tokens[-1]
+        token = NET.keep(f"token {len(self.authority.tokens)}", self.authority.tokens[-1])
         self._answer({"token_type": "Bearer", "expires_in": 3600, "access_token": token})
 
     def _answer(self, value: Any) -> None:

@@ -1,14 +1,36 @@
-"""Secrets that are recognised wherever they turn up, also in part."""
+"""Secrets that are recognised wherever they turn up, also in part; and a net for the whole run."""
 
+import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+from pydantic import SecretStr
+
+from llamaxing.settings import every_setting
 
 # So much of one is told from chance, and is of use to whoever finds it.
 _PART = 16
+# Shorter ones stand in texts by chance.
+_LEAST = 5
+_MEMBERS = frozenset(
+    {"auth_key", "key", "azure_api_key", "openai_api_key", "llamaxing_api_key"}
+    | {"llamaxing_function_key", "langfuse_secret_key"}
+)
+_SETTINGS = frozenset(
+    name
+    for name, field in every_setting().items()
+    if SecretStr in (field.annotation, *get_args(field.annotation))
+)
+# A line at level 3, which says what nothing else may, and a secret that is a variable or a hash.
+_SENSITIVE = re.compile(r"^Level 8 .*$", re.MULTILINE)
+_ELSEWHERE = re.compile(r"\$\{|sha256:|sample-")
 
 
 class Canaries:
-    """The secrets of a test, by what they are."""
+    """Secrets, by what they are."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
@@ -17,7 +39,7 @@ class Canaries:
         return self.keep(name, f"{secrets.token_hex(8)}-{secrets.token_hex(8)}")
 
     def keep(self, name: str, *found: str) -> str:
-        """One or several that were made elsewhere."""
+        """One or several that were made elsewhere; returns the first."""
         for number, it in enumerate(found):
             self._known[f"{name} {number}" if number else name] = it
         return found[0]
@@ -27,13 +49,73 @@ class Canaries:
         return [name for name, it in self._known.items() if any(p in text for p in _parts(it))]
 
 
+class Net(Canaries):
+    """The secrets of the test that runs, and where they turned up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._torn: list[str] = []
+
+    def drawn(self) -> list[str]:
+        """Where the test's secrets turned up. From here on it is another test."""
+        self._known.clear()
+        torn, self._torn = self._torn, []
+        return torn
+
+    def look(self, where: str, text: str) -> None:
+        self._torn += [f"{name} in {where}" for name in self.found_in(_SENSITIVE.sub("", text))]
+
+    def look_at_files(self, folder: Path) -> None:
+        """What was recorded, or waits for that."""
+        for pattern in ("*.jsonl", "*.db*"):
+            for file in folder.glob(pattern):
+                self.look(file.name, file.read_bytes().decode("latin-1"))
+
+    def know(self, value: Any) -> None:
+        """The secrets in models.json, identities.json or the settings."""
+        for name, it in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(it, str) and (name in _MEMBERS or name.lower() in _SETTINGS):
+                if len(it) >= _LEAST and not _ELSEWHERE.match(it):
+                    self.keep(f"{name} {it}", it)
+            else:
+                self.know(it)
+        for it in value if isinstance(value, list | tuple) else ():
+            self.know(it)
+
+
+NET = Net()
+
+
+class Watched(httpx.AsyncHTTPTransport):
+    """A caller's, which has the net look at each reply."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        NET.look("the headers of a reply", str(response.headers))
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _Watched(response.stream)
+        return response
+
+
+class _Watched(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+        self._seen = bytearray()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._stream:
+            self._seen += piece
+            yield piece
+
+    async def aclose(self) -> None:
+        NET.look("a reply", self._seen.decode("latin-1"))
+        await self._stream.aclose()
+
+
 def _parts(secret: str) -> Iterator[str]:
-    pieces: Iterable[str] = (secret,)
     if secret.count(".") == 2:
         # Everybody's tokens begin alike; what is signed, and the signature, do not.
-        pieces = (part for part in secret.split(".")[1:] if part)
-        yield from (piece[-3 * _PART :] for piece in pieces)
+        yield from (part[-3 * _PART :] for part in secret.split(".")[1:] if part)
         return
-    for piece in pieces:
-        yield piece[:_PART]
-        yield piece[-_PART:]
+    yield secret[:_PART]
+    yield secret[-_PART:]

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import uvicorn
 from llamaxing.build import application
 from llamaxing.endpoints import CAPABILITIES
 from tests import services
+from tests.canaries import NET, Watched
 from tests.fakes import Upstream
 
 local_model = services.local_model
@@ -24,6 +25,21 @@ simulator = services.simulator
 other_simulator = services.other_simulator
 mongodb = services.mongodb
 mongod = services.mongod
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+    """A secret that a test has used is not in what was printed or logged meanwhile, by this process
+    or by programs that it started, in a reply, or in a record."""
+    report = yield
+    if report.when == "teardown":
+        for where, text in report.sections:
+            NET.look(where, text)
+        if found := NET.drawn():
+            report.outcome = "failed"
+            report.longrepr = "\n".join(["secrets turned up:", *dict.fromkeys(found)])
+    return report
+
 
 # Without responses, which want a secret.
 EVERYTHING = [it for it in CAPABILITIES if it != "responses"]
@@ -109,6 +125,7 @@ def configure(
     folder: Path, models: Sequence[dict[str, Any]], identities: Sequence[dict[str, Any]] = ()
 ) -> dict[str, str]:
     """The files in the folder, and the settings that name them."""
+    NET.know([*models, *identities])
     (folder / "models.json").write_text(json.dumps(list(models)))
     environ = {
         "MODELS_SOURCE": f"file:{folder / 'models.json'}",
@@ -133,6 +150,7 @@ async def running(
     environ: dict[str, str], folder: Path, clock: Callable[[], float] = time.monotonic
 ) -> AsyncIterator[Served]:
     """The gateway under uvicorn, in this process."""
+    NET.know(environ)
     config = uvicorn.Config(application(environ, clock), port=0, log_level="warning", lifespan="on")
     config.load()
     # The parts of `serve()` without its waits, which are a tenth of a second each.
@@ -143,9 +161,11 @@ async def running(
     port = server.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=30, verify=False) as client:
+        transport = Watched(verify=False)
+        async with httpx.AsyncClient(base_url=url, timeout=30, transport=transport) as client:
             yield Served(url, client, folder)
     finally:
+        NET.look_at_files(folder)
         for listener in server.servers:
             listener.close()
         await server.lifespan.shutdown()

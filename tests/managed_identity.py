@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+from tests.canaries import NET
+
 
 @dataclass(frozen=True)
 class TokenRequest:
@@ -40,6 +42,7 @@ class ManagedIdentity:
         self._answers.set()
 
     def __enter__(self) -> Self:
+        NET.keep("identity header", self.secret)
         handler = type("Handler", (_Handler,), {"identity": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         # Asked for its end often: the default makes each test half a second longer.
@@ -81,7 +84,7 @@ class ManagedIdentity:
         if self.status != 200:
             return self.status, {"statusCode": self.status, "message": "as it was told"}
         token, expires = access_token(request.resource or "", self.lifetime)
-        self.tokens.append(token)
+        self.tokens.append(NET.keep(f"token {len(self.tokens)}", token))
         return 200, {
             "access_token": token,
             "expires_on": str(expires),

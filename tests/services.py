@@ -23,6 +23,8 @@ import pymongo
 import pytest
 import trustme
 
+from tests.canaries import NET
+
 PROJECT = Path(__file__).parent.parent
 EXAMPLE = PROJECT / "examples" / "00-local-model"
 # The one file of its wheel, which is of the name space package `fiftyone`.
@@ -301,7 +303,7 @@ class OIDCIssuer:
         form["roles"] = roles
         reply = httpx.post(f"{self.url}/token", data=form, trust_env=False, verify=False)
         token: str = reply.json()["access_token"]
-        return token
+        return NET.keep(f"token of {client}", token)
 
 
 class Aimock:

@@ -19,6 +19,7 @@ from llamaxing.errors import ConfigurationError, IdentityNotAllowed, InvalidToke
 from llamaxing.http import Body, BodyLimits, Request
 from llamaxing.identity import Identities, Identity
 from llamaxing.plugins import Surroundings
+from tests.canaries import NET
 from tests.conftest import Serve, Served, configure, model, openai
 from tests.fakes import CHAT, Upstream
 
@@ -69,7 +70,8 @@ class Issuer:
             if type(wanted.get(name)) in (int, float):
                 wanted[name] += late
         head = {} if kid is None else {"kid": kid}
-        return jwt.encode(wanted, key or self.keys["k1"], algorithm=algorithm, headers=head)
+        token = jwt.encode(wanted, key or self.keys["k1"], algorithm=algorithm, headers=head)
+        return NET.keep(f"token {token}", token)
 
     @property
     def asked(self) -> int:
@@ -643,7 +645,7 @@ async def test_a_token_is_not_believed_for_longer_than_it_says() -> None:
 
 async def test_whose_a_token_is_follows_the_identities_that_are_configured_now() -> None:
     method = unverified(lambda: datetime.now(UTC))
-    token = jwt.encode({"oid": ANN, "exp": NOW + 600}, "", algorithm="none")
+    token = signed_by_hand({"alg": "none"}, {"oid": ANN, "exp": NOW + 36_000, "iss": ["any"]})
     before = Identities([Identity(id="ann", claims={"oid": (ANN,)})])
     after = Identities([Identity(id="ann-2", claims={"oid": (ANN,)})])
 

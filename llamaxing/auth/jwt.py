@@ -35,6 +35,7 @@ class _Seen:
 
     until: float
     claims: Claims
+    keys: object
     caller: Caller | None = None
     identities: Identities | None = None
 
@@ -146,9 +147,14 @@ class Jwt:
         digest = hashlib.sha256(token.encode()).digest()
         now = self._now().timestamp()
         seen = self._seen.get(digest)
-        if seen is None or now >= seen.until:
+        if (
+            seen is None
+            or now >= seen.until
+            or self._issuers.vouching(seen.claims) is not seen.keys
+        ):
             claims = await self._issuers.claims(token)
-            seen = _Seen(min(claims["exp"], now + _BELIEVED), claims)
+            until = min(claims["exp"], now + _BELIEVED)
+            seen = _Seen(until, claims, self._issuers.vouching(claims))
             self._seen[digest] = seen
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)

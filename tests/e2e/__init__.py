@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from llamaxing.settings import every_setting
+from tests.canaries import NET
 from tests.functions_host import Host
 from tests.services import PROJECT, cannot_be_had, free_port
 
@@ -59,6 +60,7 @@ async def start_shim(
 
     What it writes to standard error is the test's own, or a pipe's that the test reads.
     """
+    NET.know(settings)
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "llamaxing", "serve", *more),
         cwd=folder,
@@ -92,6 +94,7 @@ async def functions_app(
     """The project's function_app.py in the worker library of Azure Functions."""
     if find_spec("azure_functions_runtime") is None:
         cannot_be_had("azure-functions-runtime is not installed: requirements-dev.txt has it")
+    NET.know(settings)
     host = Host(
         PROJECT,
         env={**_without_settings(os.environ), "PYTHON_ENABLE_INIT_INDEXING": "1", **settings},
@@ -101,6 +104,7 @@ async def functions_app(
     try:
         yield host
     finally:
+        NET.look("the worker's log", host.log)
         await host.stop()
 
 
