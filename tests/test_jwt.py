@@ -578,6 +578,45 @@ async def test_tokens_of_entra_id_are_believed_in_the_versions_that_are_configur
         assert (await gateway.recorded())[0]["identity"]["id"] == "ann"
 
 
+BY_APP: dict[str, Any] = {"roles": ["LLM.Batch"], "oid": "sp-1", "sub": "sp-1"}
+BY_PERSON: dict[str, Any] = {"scp": "openid llm.use", "sub": "a pairwise id"}
+SHAPES: dict[str, tuple[dict[str, Any], str | None]] = {
+    "a person's of v1": ({**V1, **BY_PERSON, "appid": "web", "ver": "1.0"}, "ann"),
+    "a person's of v2": ({**V2, **BY_PERSON, "azp": "web"}, "ann"),
+    "an application's of v1": ({**V1, **BY_APP, "appid": "old-app"}, "old-batch/sp-1"),
+    "an application's of v2": ({**V2, **BY_APP, "azp": "batch-app"}, "batch/sp-1"),
+    "a person's without the scope": ({**V2, **BY_PERSON, "scp": "openid"}, None),
+    "an application's without the role": ({**V2, **BY_APP, "roles": [], "azp": "batch-app"}, None),
+    "somebody's through the application": (
+        {**V2, **BY_PERSON, "oid": "else", "azp": "batch-app"},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SHAPES)
+async def test_an_application_comes_in_by_its_role_and_a_person_by_a_scope(
+    serve: Serve, issuer: Issuer, how: str
+) -> None:
+    claims, who = SHAPES[how]
+    where = {"AUTH_METHOD_JWT_ISSUER": "", "AUTH_METHOD_JWT_TENANT_ID": TENANT}
+    gateway = await serve(
+        identities=PEOPLE,
+        **settings(
+            AUTH_METHOD_JWT_JWKS_URI=f"{issuer.url}/keys",
+            AUTH_METHOD_JWT_REQUIRED_ROLES="LLM.Batch",
+            AUTH_METHOD_JWT_REQUIRED_SCOPES="llm.use",
+            **where,
+        ),
+    )
+
+    reply = await gateway.post(PATH, json=CHAT, headers=bearer(issuer.token(**claims)))
+
+    assert reply.status_code == (200 if who else 403)
+    [record] = await gateway.recorded()
+    assert (record["identity"] or {"id": None})["id"] == who
+
+
 async def test_the_models_of_a_group_are_those_that_its_members_see(
     guarded: Served, upstream: Upstream, issuer: Issuer
 ) -> None:

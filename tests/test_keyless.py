@@ -163,12 +163,19 @@ async def test_without_a_token_it_is_502_and_the_next_instance_is_asked(
     assert (answered.status_code, upstream.asked) == (200, ["i3"])
 
 
-async def test_a_client_secret_gets_its_token_from_the_tenants_authority(
-    upstream: Upstream, tmp_path: Path
+@pytest.mark.parametrize("kind", ["client secret", "workload identity"])
+async def test_an_identity_of_the_environment_gets_its_token_from_the_tenants_authority(
+    upstream: Upstream, tmp_path: Path, kind: str
 ) -> None:
     models = [model(keyless(upstream, "i1", azure_token_scope="api://custom/.default"))]
+    (tmp_path / "federated").write_text("a-token-of-the-cluster")
     with Authority(tmp_path) as authority:
         settings = configure(tmp_path, models) | authority.environ
+        shown = {"client_secret": settings["AZURE_CLIENT_SECRET"]}
+        if kind == "workload identity":
+            del settings["AZURE_CLIENT_SECRET"]
+            settings["AZURE_FEDERATED_TOKEN_FILE"] = str(tmp_path / "federated")
+            shown = {"client_assertion": "a-token-of-the-cluster"}
         async with (
             uvicorn_shim(settings, tmp_path) as gateway,
             httpx.AsyncClient(base_url=gateway.url, timeout=30) as caller,
@@ -180,6 +187,7 @@ async def test_a_client_secret_gets_its_token_from_the_tenants_authority(
     [asked] = authority.requests
     assert asked["grant_type"] == "client_credentials"
     assert asked["scope"] == "api://custom/.default"
+    assert shown.items() <= asked.items()
     assert {it.headers["authorization"] for it in upstream.journal} == {
         f"Bearer {authority.tokens[0]}"
     }

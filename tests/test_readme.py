@@ -56,10 +56,11 @@ def test_the_table_has_every_setting_with_its_default_and_what_it_does() -> None
 
 
 def test_the_files_it_shows_are_read_without_a_fault() -> None:
-    models, identities = (json.loads(block) for block in JSON_BLOCKS)
+    models, keys, claims = (json.dumps(json.loads(block)).encode() for block in JSON_BLOCKS)
 
-    read_models(json.dumps(models).encode(), "models.json", "s", SCHEMA, Anything())
-    assert len(read_identities(json.dumps(identities).encode(), "identities.json", "s", {})) == 2
+    read_models(models, "models.json", "s", SCHEMA, Anything())
+    assert len(read_identities(keys, "identities.json", "s", {})) == 2
+    assert len(read_identities(claims, "identities.json", "s", {})) == 3
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=str)
