@@ -3,7 +3,7 @@
 GatewayError
 ├── InvalidRequest (400)      InvalidJSON · InvalidForm · InvalidType · MissingParameter
 │                             NotForThisEndpoint · ListedTogether
-├── Unauthenticated (401)     InvalidToken
+├── Unauthenticated (401)     InvalidToken · NoToken
 ├── Forbidden (403)           IdentityNotAllowed · ModelNotAllowed
 ├── NotFound (404)            ModelNotFound · UnknownId · UnknownURL
 ├── MethodNotAllowed (405)
@@ -115,6 +115,11 @@ class InvalidToken(Unauthenticated):
     headers: Mapping[str, str] = {
         "www-authenticate": 'Bearer realm="llamaxing", error="invalid_token"'
     }
+
+
+class NoToken(InvalidToken):
+    # RFC 6750 section 3.1: who shows nothing is told what to show, and of no error.
+    headers = Unauthenticated.headers
 
 
 class Forbidden(GatewayError):

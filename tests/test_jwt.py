@@ -327,7 +327,11 @@ async def test_a_token_counts_in_its_header_alone(
     other = issuer.token(oid="somebody", roles=["LLM.User"])
     headers = headers_of(issuer.token(), other)[how]
 
-    refused(await guarded.post(PATH, json=CHAT, headers=headers), upstream)
+    reply = await guarded.post(PATH, json=CHAT, headers=headers)
+
+    refused(reply, upstream)
+    if not headers:
+        assert reply.headers["www-authenticate"] == 'Bearer realm="llamaxing"'
 
 
 async def test_a_token_in_the_query_or_the_body_is_none(
@@ -484,6 +488,35 @@ async def test_another_issuer_is_not_a_tenant_because_it_says_so(
     forged = await gateway.post(PATH, json=CHAT, headers=bearer(issuer.token(tid=TENANT)))
 
     assert (own.status_code, forged.status_code) == (200, 403)
+
+
+async def test_the_keys_of_another_issuer_are_not_those_of_the_tenant(issuer: Issuer) -> None:
+    asked = []
+
+    def keys(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        public = jwt.algorithms.RSAAlgorithm.to_jwk(issuer.keys["k1"].public_key(), as_dict=True)
+        other = jwt.algorithms.RSAAlgorithm.to_jwk(FOREIGN.public_key(), as_dict=True)
+        is_tenants = request.url.host == "login.microsoftonline.com"
+        key = {**(other if is_tenants else public), "kid": "k1"}
+        return httpx.Response(200, json={"keys": [key]})
+
+    method = Jwt(
+        Jwt.Options(
+            auth_method_jwt_tenant_id=TENANT,
+            auth_method_jwt_issuer=issuer.url,
+            auth_method_jwt_jwks_uri=f"{issuer.url}/keys",
+            auth_method_jwt_audience="gateway",
+        ),
+        Surroundings({}, httpx.AsyncClient(transport=httpx.MockTransport(keys))),
+        lambda: datetime.now(UTC),
+    )
+    people = Identities([Identity(id="ann", claims={"oid": (ANN,), "tid": (TENANT,)})])
+
+    with pytest.raises(InvalidToken):
+        await method.authenticate(request(issuer.token(**V2)), people)
+    assert await method.authenticate(request(issuer.token(key=FOREIGN, **V2)), people)
+    assert asked == [f"https://login.microsoftonline.com/{TENANT}/discovery/v2.0/keys"]
 
 
 async def test_two_issuers_that_call_somebody_alike_mean_two_people(

@@ -12,6 +12,7 @@ from llamaxing.errors import (
     ConfigurationError,
     IdentityNotAllowed,
     InvalidToken,
+    NoToken,
     Unauthenticated,
 )
 from llamaxing.http import Request
@@ -49,7 +50,7 @@ class EasyAuth:
         return ()
 
     def missing(self) -> Unauthenticated:
-        return InvalidToken("You are not signed in.")
+        return NoToken("You are not signed in.")
 
     async def authenticate(self, request: Request, identities: Identities) -> Caller | None:
         given = request.headers.get(_PRINCIPAL)

@@ -3,14 +3,20 @@
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
 
 from llamaxing.auth import Caller, Now, credentials, listed, looks_like_token
-from llamaxing.errors import ConfigurationError, IdentityNotAllowed, InvalidToken, Unauthenticated
+from llamaxing.errors import (
+    ConfigurationError,
+    IdentityNotAllowed,
+    InvalidToken,
+    NoToken,
+    Unauthenticated,
+)
 from llamaxing.http import Request
 from llamaxing.identity import Claims, Identities, Identity, values
 from llamaxing.issuers import ENTRA_V1, ENTRA_V2, Issuers, authority, refuse
@@ -129,7 +135,7 @@ class Jwt:
 
     def missing(self) -> Unauthenticated:
         header = self._header or "Authorization: Bearer"
-        return InvalidToken(f"You didn't provide a token: send it as '{header} <token>'.")
+        return NoToken(f"You didn't provide a token: send it as '{header} <token>'.")
 
     async def authenticate(self, request: Request, identities: Identities) -> Caller | None:
         given = credentials(request, self._header)
@@ -189,20 +195,22 @@ class Jwt:
 
 
 def _issuers(options: Jwt.Options) -> Mapping[str, str | None]:
-    """Each issuer, and where its keys are; None: as it says itself."""
-    issuers = list(listed(options.auth_method_jwt_issuer))
-    uris: list[str | None] = list(listed(options.auth_method_jwt_jwks_uri))
-    if tenant := (options.auth_method_jwt_tenant_id or "").lower():
-        own = [f"{ENTRA_V1}{tenant}/", f"{ENTRA_V2}{tenant}/v2.0"]
-        entra = uris or [f"{ENTRA_V2}{tenant}/discovery/v2.0/keys"]
-        added = [it for it in own if it not in issuers]
-        if not issuers:
-            return dict.fromkeys(added, entra[0])
-        uris = [*(uris or [None] * len(issuers)), *[entra[0]] * len(added)]
-        issuers += added
+    """Each issuer, and where its keys are; None: as it says itself. Empty where that is not said of
+    each.
+    """
+    tenant = (options.auth_method_jwt_tenant_id or "").lower()
+    own = [f"{ENTRA_V1}{tenant}/", f"{ENTRA_V2}{tenant}/v2.0"] if tenant else []
+    named = listed(options.auth_method_jwt_issuer) or own
+    uris: Sequence[str | None] = listed(options.auth_method_jwt_jwks_uri)
     if len(uris) < 2:
-        return dict.fromkeys(issuers, uris[0] if uris else None)
-    return dict(zip(issuers, uris, strict=False)) if len(uris) == len(issuers) else {}
+        uris = [uris[0] if uris else None] * len(named)
+    if len(uris) != len(named):
+        return {}
+    found = dict(zip(named, uris, strict=True))
+    # What is said of other issuers is not said of the tenant: their keys speak for them alone.
+    for issuer in own:
+        found[issuer] = found.get(issuer) or f"{ENTRA_V2}{tenant}/discovery/v2.0/keys"
+    return found
 
 
 def _check(options: Jwt.Options, issuers: Mapping[str, str | None]) -> None:
