@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from llamaxing.endpoints import CAPABILITIES
 from tests import services
 from tests.canaries import NET, Watched
 from tests.fakes import Upstream
+from tests.managed_identity import ManagedIdentity
 
 local_model = services.local_model
 azurite = services.azurite
@@ -98,6 +99,15 @@ Serve = Callable[..., Awaitable[Served]]
 async def upstream() -> AsyncIterator[Upstream]:
     async with Upstream() as server:
         yield server
+
+
+@pytest.fixture
+def identity(monkeypatch: pytest.MonkeyPatch) -> Iterator[ManagedIdentity]:
+    """azure-identity reads where the platform's endpoint is from the environment alone."""
+    with ManagedIdentity() as found:
+        for name, value in found.environ.items():
+            monkeypatch.setenv(name, value)
+        yield found
 
 
 @pytest.fixture

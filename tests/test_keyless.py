@@ -31,15 +31,6 @@ async def served(
     return await serve([model(there)], AZURE_CREDENTIAL="managedidentity")
 
 
-@pytest.fixture
-def identity(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """azure-identity reads where the platform's endpoint is from the environment alone."""
-    with ManagedIdentity() as found:
-        for name, value in found.environ.items():
-            monkeypatch.setenv(name, value)
-        yield found
-
-
 async def test_fifty_calls_at_once_are_sent_with_one_token_of_the_right_scope(
     serve: Serve, upstream: Upstream, identity: ManagedIdentity
 ) -> None:

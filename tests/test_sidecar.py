@@ -15,10 +15,12 @@ from tests.authority import Authority
 from tests.conftest import Serve, Served, model, openai, running
 from tests.e2e import uvicorn_shim
 from tests.fakes import CHAT, COMPLETION, DONE, Upstream, chunk
+from tests.managed_identity import ManagedIdentity
 from tests.test_jwt import Issuer, settings
 
 PATH = "/v1/chat/completions"
 PEOPLE = [{"id": "app", "auth_key": "key-of-the-app", "models": ["m"]}]
+SCOPE = "api://gateway/.default"
 STREAM = [chunk("a"), chunk("b"), DONE]
 
 
@@ -202,7 +204,7 @@ async def test_with_entra_id_a_gateway_that_verifies_tokens_knows_the_applicatio
         own = beside(
             gateway.url,
             SIDECAR_AUTH_METHOD="azure",
-            SIDECAR_AUTH_METHOD_AZURE_SCOPE="api://gateway/.default",
+            SIDECAR_AUTH_METHOD_AZURE_SCOPE=SCOPE,
         )
         async with (
             uvicorn_shim({**own, **authority.environ}, tmp_path) as sidecar,
@@ -215,9 +217,42 @@ async def test_with_entra_id_a_gateway_that_verifies_tokens_knows_the_applicatio
             texts = [it.choices[0].delta.content async for it in stream]
 
     assert texts == ["a", "b"]
-    assert [it["scope"] for it in authority.requests] == ["api://gateway/.default"]
+    assert [it["scope"] for it in authority.requests] == [SCOPE]
     [record] = await gateway.recorded()
     assert record["identity"]["entry"] == "app"
+
+
+async def test_with_a_managed_identity_fifty_calls_at_once_show_one_token_for_its_scope(
+    upstream: Upstream, tmp_path: Path, identity: ManagedIdentity
+) -> None:
+    async with running(as_application(upstream), tmp_path) as sidecar:
+        replies = await asyncio.gather(*(sidecar.post(PATH, json=CHAT) for _ in range(50)))
+
+    assert {reply.json()["id"] for reply in replies} == {COMPLETION["id"]}
+    assert [it.resource for it in identity.requests] == ["api://gateway"]
+    shown = {it.headers["authorization"] for it in upstream.journal}
+    assert shown == {f"Bearer {identity.tokens[0]}"}
+
+
+async def test_without_a_token_it_is_502_and_what_the_endpoint_said_is_nowhere(
+    upstream: Upstream,
+    tmp_path: Path,
+    identity: ManagedIdentity,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    identity.status, identity.says = 400, b'{"error": "invalid_scope", "message": "a-token-of-it"}'
+    async with running(as_application(upstream, DEBUG_LEVEL="2"), tmp_path) as sidecar:
+        reply = await sidecar.post(PATH, json=CHAT)
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_auth")
+    assert "instance gateway cannot be called: no token from Entra ID" in caplog.text
+    assert "a-token-of-it" not in reply.text + caplog.text
+    assert upstream.asked == []
+
+
+def as_application(upstream: Upstream, **more: str) -> dict[str, str]:
+    own = {"SIDECAR_AUTH_METHOD": "azure", "SIDECAR_AUTH_METHOD_AZURE_SCOPE": SCOPE}
+    return beside(upstream.url("gw"), AZURE_CREDENTIAL="managedidentity", **own, **more)
 
 
 @pytest.mark.parametrize(
