@@ -13,7 +13,7 @@ from llamaxing.settings import every_setting
 
 # So much of one is told from chance, and is of use to whoever finds it.
 _PART = 16
-# Shorter ones stand in texts by chance.
+# Shorter ones stand in texts by chance, and so do words.
 _LEAST = 5
 _MEMBERS = frozenset(
     {"auth_key", "key", "azure_api_key", "openai_api_key", "llamaxing_api_key"}
@@ -75,7 +75,7 @@ class Net(Canaries):
         """The secrets in models.json, identities.json or the settings."""
         for name, it in value.items() if isinstance(value, Mapping) else ():
             if isinstance(it, str) and (name in _MEMBERS or name.lower() in _SETTINGS):
-                if len(it) >= _LEAST and not _ELSEWHERE.match(it):
+                if len(it) >= _LEAST and not it.isalpha() and not _ELSEWHERE.match(it):
                     self.keep(f"{name} {it}", it)
             else:
                 self.know(it)
