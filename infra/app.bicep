@@ -9,6 +9,7 @@ param perInstanceConcurrency int
 param alwaysReadyInstances int
 param maximumInstances int
 param instanceMemoryMB int
+param rollingUpdates bool
 param zoneRedundant bool
 param subnetId string
 param public bool
@@ -101,7 +102,7 @@ resource app 'Microsoft.Web/sites@2024-11-01' = {
         triggers: { http: { perInstanceConcurrency: perInstanceConcurrency } }
       }
       // An instance that is replaced takes no new calls and ends its streams first.
-      siteUpdateStrategy: { type: 'RollingUpdate' }
+      siteUpdateStrategy: { type: rollingUpdates ? 'RollingUpdate' : 'Recreate' }
     }
   }
 }

@@ -63,6 +63,9 @@ param instanceMemoryMB int = 2048
 @allowed(['3.11', '3.12', '3.13'])
 param pythonVersion string = '3.13'
 
+@description('Updates replace one instance after the other. Where the region has no such updates yet: false.')
+param rollingUpdates bool = true
+
 @description('Instances, and copies of the storage, in several zones of the region.')
 param zoneRedundant bool = false
 
@@ -200,6 +203,7 @@ module app 'app.bicep' = {
     alwaysReadyInstances: alwaysReadyInstances
     maximumInstances: maximumInstances
     instanceMemoryMB: instanceMemoryMB
+    rollingUpdates: rollingUpdates
     zoneRedundant: zoneRedundant
     subnetId: virtualNetwork ? network.outputs.appSubnetId : ''
     public: !(virtualNetwork && privateGateway)

@@ -18,6 +18,7 @@ param alwaysReadyInstances = int(readEnvironmentVariable('ALWAYS_READY_INSTANCES
 param maximumInstances = int(readEnvironmentVariable('MAXIMUM_INSTANCES', '100'))
 param instanceMemoryMB = int(readEnvironmentVariable('INSTANCE_MEMORY_MB', '2048'))
 param pythonVersion = readEnvironmentVariable('PYTHON_VERSION', '3.13')
+param rollingUpdates = bool(readEnvironmentVariable('ROLLING_UPDATES', 'true'))
 param zoneRedundant = bool(readEnvironmentVariable('ZONE_REDUNDANT', 'false'))
 
 param virtualNetwork = bool(readEnvironmentVariable('VIRTUAL_NETWORK', 'false'))

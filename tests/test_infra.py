@@ -232,6 +232,22 @@ def test_the_app_settings_are_those_of_the_gateway_and_of_flex_consumption() -> 
     assert connection.blobs == "https://st.blob.core.windows.net"
 
 
+def test_the_readme_tells_which_settings_of_the_platform_flex_consumption_has() -> None:
+    table = (ROOT / "README.md").read_text().partition("| app setting | value |")[2]
+    rows = [
+        [it.strip(" `") for it in row.strip("|").split("|")]
+        for row in table.partition("\n\n")[0].splitlines()[2:]
+    ]
+    there = {name: (said, on_flex) for name, said, _, on_flex in rows}
+
+    for name, (said, on_flex) in there.items():
+        if on_flex.startswith("set"):
+            assert value("settings", "platform")[name] == said
+        elif on_flex.startswith("refused"):
+            assert name in NOT_ON_FLEX
+    assert len([it for it in there.values() if it[1].startswith(("set", "refused"))]) == 5
+
+
 def test_no_stream_outlives_the_hosts_patience(caplog: pytest.LogCaptureFixture) -> None:
     """On a Consumption plan, by host.json; on Flex Consumption, by the app setting over it."""
     longest = Settings().stream_max_age
