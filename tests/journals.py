@@ -232,8 +232,8 @@ async def callers(
     async def one() -> None:
         async with caller_of(url) as client:
             for id in waiting:
-                said = await call(client, upstream, id, chance.choice(list(KEYS)))
-                found.append(said)
+                found.append(said := Said(id, chance.choice(list(KEYS))))
+                await call(client, upstream, said)
 
     await asyncio.gather(*(one() for _ in range(at_once)))
     return found
