@@ -200,6 +200,15 @@ def test_instances_that_are_gone_are_forgotten() -> None:
             },
             3600,
         ),
+        (
+            {
+                "x-ratelimit-reset-requests": "2s",
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-tokens": "1m",
+                "x-ratelimit-remaining-tokens": "-1",
+            },
+            60,
+        ),
         ({"retry-after": "-1", "x-ratelimit-reset-requests": "2s"}, 2),
         ({"x-ratelimit-reset-requests": "0s"}, None),
         ({"x-ratelimit-reset-requests": "1x"}, None),
