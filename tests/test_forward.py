@@ -229,6 +229,10 @@ async def test_a_plain_call_that_is_not_answered_in_time_is_504_and_not_done_twi
     assert reply.status_code == 504
     assert reply.json()["error"]["code"] == "upstream_timeout"
     assert upstream.asked == ["i1"]
+    [record] = await gateway.recorded()
+    assert [(it["instance"], it["error"]) for it in record["attempts"]] == [
+        ("i1", "upstream_timeout")
+    ]
 
 
 async def test_an_instance_with_a_timeout_of_its_own_fails_over_on_plain_calls_too(

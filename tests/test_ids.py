@@ -292,10 +292,12 @@ async def test_upstreams_own_404_of_a_response_is_the_answer_and_speaks_against_
     assert (await gateway.get(f"/v1/responses/{id}", headers=ANN)).status_code == 200
 
 
+@pytest.mark.parametrize("secret", ["", SECRET], ids=["no secret", "a secret"])
 async def test_nothing_is_rewritten_for_everybody_with_one_instance(
-    serve: Serve, upstream: Upstream
+    serve: Serve, upstream: Upstream, secret: str
 ) -> None:
-    gateway = await serve([model(openai(upstream, "i1"), capabilities=["responses"])])
+    models = [model(openai(upstream, "i1"), capabilities=["responses"])]
+    gateway = await serve(models, ID_SECRET=secret)
     raw = b'{"id" :"resp_1", "output": [ {"id": "msg_1"} ],"x":1e2}'
     upstream.replies("i1", 200, raw)
 
