@@ -58,6 +58,7 @@ STREAMS = (
     Column("to each chunk, p50", "sse", "delay_p50", over=True),
     Column("p99", "sse", "delay_p99", over=True),
     Column("first of 1,000 streams, p99", "many", "first_p99", over=True),
+    Column("not whole", "many", "wrong"),
     Column("KB a stream", "many", "kb_stream"),
 )
 PROCESS = (
@@ -72,7 +73,7 @@ def shown(value: float | None) -> str:
     """Three digits of it."""
     if value is None:
         return ""
-    if abs(value) >= 1000:
+    if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.2f}"
 

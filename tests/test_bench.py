@@ -64,6 +64,8 @@ GOOD = [
     ("imports", "gap", "ms", 20),
     ("apikey", "memory", "idle_mb", 45),
     ("apikey", "memory", "growth_mb", 0.5),
+    ("recording", "memory", "idle_mb", 50),
+    ("recording", "memory", "growth_mb", 2.5),
 ]
 
 
@@ -116,7 +118,7 @@ def test_no_bar_is_missed_where_all_are_held() -> None:
         ("apikey", "many", "wrong", 1, "streams of 1,000 that are not whole"),
         ("none", "start", "s", 0.41, "the same, of Portkey's"),
         ("worker", "start", "s", 1.41, "s of it that are ours on the worker of Azure Functions"),
-        ("apikey", "memory", "growth_mb", 2.1, "MB more after 100,000 calls"),
+        ("recording", "memory", "growth_mb", 3.1, "MB more after 100,000 calls, recording"),
         ("jwt", "burst", "wrong", 1, "calls not answered whole"),
     ],
 )
@@ -158,7 +160,7 @@ def test_a_table_has_a_row_a_gateway_and_times_over_those_without_one() -> None:
     ("value", "text"),
     [
         (None, ""),
-        (0, "0.00"),
+        (0, "0"),
         (0.049, "0.05"),
         (0.346, "0.346"),
         (12.34, "12.3"),
