@@ -108,13 +108,14 @@ class Build:
         self._clock = clock
         self._time = time_of_day or Clock()
         self._errors: list[ConfigurationError] = []
-        self._wrong: frozenset[str] = frozenset()
         self._methods: dict[str, Authenticator] = {}
         self._hosting = Hosting(environ, Path.cwd())
 
     async def all(self) -> Built:
         """Raises `ConfigurationError` with every fault there is."""
-        chosen = self._settings()
+        chosen = self._read(Settings)
+        if chosen is None:
+            raise ConfigurationError.all(self._errors)
         log.setLevel(LEVELS[chosen.debug_level])
         transport = AiohttpTransport(chosen.upstream_connections)
         build = self._sidecar if chosen.app_mode == "sidecar" else self._all
@@ -145,7 +146,7 @@ class Build:
         except ConfigurationError as error:
             self._errors.append(error)
         if self._errors or live is None or recorder is None:
-            raise self._told()
+            raise ConfigurationError.all(self._errors)
         await self._open(recorder)
         forward = self._forwarder(chosen, transport, chosen.app_requests_timeout)
         gateway = Gateway(
@@ -177,7 +178,7 @@ class Build:
         methods = self._authenticators(open_to_all, surroundings)
         recorder = self._recorder(chosen, surroundings)
         if self._errors or own is None or recorder is None:
-            raise self._told()
+            raise ConfigurationError.all(self._errors)
         await self._open(recorder)
         forward = self._forwarder(chosen, transport, own.sidecar_app_requests_timeout)
         sidecar = Sidecar(
@@ -212,30 +213,10 @@ class Build:
             self._errors.append(ConfigurationError(faults, names))
         return found
 
-    def _settings(self) -> Settings:
-        """With its default in the place of each that is wrong: all else is looked at, too."""
-        chosen = self._read(Settings)
-        if chosen is None:
-            self._wrong = frozenset(name for error in self._errors for name in error.settings)
-            rest = {k: it for k, it in self._environ.items() if k.lower() not in self._wrong}
-            chosen, _ = settings.read(Settings, rest)
-        if chosen is None:
-            raise self._told()
-        return chosen
-
-    def _told(self) -> ConfigurationError:
-        """Every fault, but for those that only come of such a default."""
-        first, *others = self._errors
-        return ConfigurationError.all(
-            [first, *(it for it in others if self._wrong.isdisjoint(it.settings))]
-        )
-
     def _fault(self, setting: str, what: str) -> None:
         self._errors.append(ConfigurationError([f"{setting}: {what}"], [setting]))
 
     def _check(self, chosen: Settings) -> None:
-        if "auth_method" in self._wrong:
-            return
         try:
             safety.check_settings(chosen, self._hosting.on_azure)
         except ConfigurationError as error:

@@ -15,7 +15,6 @@ import trustme
 from tests.canaries import NET
 
 TENANT = "11111111-2222-3333-4444-555555555555"
-SECRET = "secret-of-the-gateway"
 
 
 class Authority:
@@ -31,7 +30,6 @@ class Authority:
         self.mint: Callable[[], str] = lambda: f"token-{uuid.uuid4().hex}"
 
     def __enter__(self) -> Self:
-        NET.keep("client secret", SECRET)
         root = trustme.CA()
         root.cert_pem.write_to_path(str(self._folder / "authority.pem"))
         handler = type("Handler", (_Handler,), {"authority": self})
@@ -58,7 +56,7 @@ class Authority:
             "AZURE_AUTHORITY_HOST": self.url,
             "AZURE_TENANT_ID": TENANT,
             "AZURE_CLIENT_ID": "the-gateway",
-            "AZURE_CLIENT_SECRET": SECRET,
+            "AZURE_CLIENT_SECRET": "secret-of-the-gateway",
             "REQUESTS_CA_BUNDLE": str(self._folder / "authority.pem"),
         }
 

@@ -25,7 +25,7 @@ _SETTINGS = frozenset(
     if SecretStr in (field.annotation, *get_args(field.annotation))
 )
 # A line at level 3, which says what nothing else may, and a secret that is a variable or a hash.
-_SENSITIVE = re.compile(r"^.*\bLevel 8\b.*$", re.MULTILINE)
+_SENSITIVE = re.compile(r"^Level 8 .*$", re.MULTILINE)
 _ELSEWHERE = re.compile(r"\$\{|sha256:|sample-")
 
 

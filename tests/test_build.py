@@ -44,33 +44,6 @@ async def test_every_fault_of_every_part_is_told_at_once(tmp_path: Path) -> None
     assert [fault.partition(":")[0] for fault in found] == ["models.json", "identities.json"]
 
 
-async def test_a_wrong_setting_hides_no_fault_of_another_or_of_a_file(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    environ = configure(tmp_path, [], [{"id": "a", "auth_key": ""}])
-    wrong = {"DEBUG_LEVEL": "9", "AUTH_METHOD": "ldap", "OBSERVABILITY_CLIENT": "langfuse"}
-    half = {"OBSERVABILITY_CLIENT_LANGFUSE_PUBLIC_KEY": "p", "WEBSITE_INSTANCE_ID": "x"}
-
-    found = await faults(environ | wrong | half)
-
-    assert [fault.partition(":")[0] for fault in found] == [
-        "debug_level",
-        "auth_method",
-        "observability_client_langfuse_secret_key",
-        "models.json",
-        "identities.json",
-    ]
-    assert "auth_method is none" not in caplog.text
-
-
-async def test_a_wrong_source_is_one_fault(tmp_path: Path) -> None:
-    environ = configure(tmp_path, []) | {"MODELS_SOURCE": "models.json"}
-
-    assert await faults(environ) == [
-        "models_source: has to name a kind and a place, as in 'file:models.json'"
-    ]
-
-
 async def test_a_missing_file_is_a_fault_of_its_setting(tmp_path: Path) -> None:
     [found] = await faults({"MODELS_SOURCE": f"file:{tmp_path / 'no.json'}"})
 

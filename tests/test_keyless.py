@@ -79,22 +79,6 @@ async def test_a_token_is_fetched_anew_before_it_ends_and_nobody_waits_for_that(
     assert len(identity.requests) == 2
 
 
-async def test_nobody_else_waits_while_a_first_token_is_fetched(
-    serve: Serve, upstream: Upstream, identity: ManagedIdentity
-) -> None:
-    models = [model(keyless(upstream, "i1")), model(azure(upstream, "i2"), id="with a key")]
-    gateway = await serve(models, AZURE_CREDENTIAL="managedidentity")
-    identity.hang()
-    waiting = asyncio.create_task(gateway.post(PATH, json=CHAT))
-    await asyncio.to_thread(identity.wait_for_requests)
-
-    other = await gateway.post(PATH, json={**CHAT, "model": "with a key"})
-
-    assert (other.status_code, waiting.done()) == (200, False)
-    identity.release()
-    assert (await waiting).status_code == 200
-
-
 async def test_a_token_serves_on_while_no_new_one_can_be_had(
     serve: Serve, upstream: Upstream, identity: ManagedIdentity, caplog: pytest.LogCaptureFixture
 ) -> None:

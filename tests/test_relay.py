@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.conftest import Serve, Served
-from tests.fakes import CHAT, DONE, SSE, Reply, Upstream, chunk
+from tests.fakes import CHAT, DONE, SSE, Upstream, chunk
 
 STREAM = {**CHAT, "stream": True}
 PATH = "/v1/chat/completions"
@@ -204,18 +204,6 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(
     assert upstream.asked == ["i1"]
     [record] = gateway.records
     assert (record["complete"], record["error"]) == (False, "upstream_stream_broken")
-
-
-async def test_a_stream_with_a_length_that_breaks_has_its_error_event_too(
-    upstream: Upstream, gateway: Served
-) -> None:
-    head = {**SSE, "content-length": str(len(chunk("Hel")) + 20)}
-    upstream.script("i1", Reply(200, head, [chunk("Hel")], ends="cut"))
-
-    reply = await gateway.post(PATH, json=STREAM)
-
-    assert reply.content.startswith(chunk("Hel") + b"data: ")
-    assert b"upstream_stream_broken" in reply.content
 
 
 async def test_an_sdk_raises_the_error_of_a_stream_that_breaks_in_the_count_of_its_tokens(

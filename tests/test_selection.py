@@ -45,7 +45,7 @@ BROKEN = Failure(UpstreamUnreachable("m"))
 
 
 def test_a_lower_priority_goes_first_and_weight_decides_within_one() -> None:
-    asked = of(instance("spill", priority=1), instance("a", weight=3), instance("b"))
+    asked = of(instance("a", weight=3), instance("b"), instance("spill", priority=1))
 
     orders = Counter(tuple(ids(chooser, asked)) for chooser in [selector()] for _ in range(4000))
 

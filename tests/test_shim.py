@@ -39,7 +39,6 @@ async def test_faults_are_told_a_line_each_and_the_exit_code_is_1(tmp_path: Path
     assert told.decode().splitlines() == [
         "debug_level: has to be less than or equal to 3",
         "auth_method: 'ldap' is not known; use 'apikey', 'easyauth', 'jwt' or 'none'",
-        "models_source: models.json cannot be read: No such file or directory",
     ]
 
 

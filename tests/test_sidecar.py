@@ -132,60 +132,6 @@ async def test_the_listing_and_every_refusal_of_the_gateway_pass_unchanged(
         assert through.headers["content-type"] == direct.headers["content-type"]
 
 
-BODIES: dict[str, tuple[str, bytes]] = {
-    "numbers and names as they were written": (
-        "application/json",
-        b'{ "model":"m", "n": 1e2, "n": 3.0,\r\n "observation_metadata": {"a": "\\u00e9"} }',
-    ),
-    "no JSON": ("application/json", b'{"model": '),
-    "a form": ("multipart/form-data; boundary=x", b"--x\r\n\r\n\xff\xfe\r\n--x--\r\n"),
-    "of a kind of its own": ("application/x-thing", bytes(range(256)) * 8192),
-    "nothing": ("text/plain", b""),
-}
-
-
-@pytest.mark.parametrize("path", [PATH, "/v1/audio/transcriptions", "/v2/something?else=1"])
-@pytest.mark.parametrize("kind", BODIES)
-async def test_no_byte_of_a_body_is_changed(
-    upstream: Upstream, tmp_path: Path, kind: str, path: str
-) -> None:
-    content_type, body = BODIES[kind]
-    async with running(beside(upstream.url("gw")), tmp_path) as sidecar:
-        reply = await sidecar.post(path, content=body, headers={"content-type": content_type})
-
-    assert reply.json() == COMPLETION
-    [asked] = upstream.journal
-    assert (asked.path, asked.body) == (path, body)
-    assert asked.headers["content-type"] == content_type
-
-
-async def test_what_callers_do_wrong_and_a_gateway_that_fails_close_the_way_for_nobody(
-    upstream: Upstream, tmp_path: Path
-) -> None:
-    no_model = {"error": {"message": "no", "code": "model_not_found"}}
-    too_many = {"error": {"message": "wait", "code": "all_instances_throttled"}}
-    failures: list[tuple[int, Any]] = [(404, no_model), (429, too_many), (500, None), (503, None)]
-    async with running(beside(upstream.url("gw")), tmp_path) as sidecar:
-        for status, body in failures:
-            upstream.forget("gw")
-            upstream.replies("gw", status, body, retry_after="30")
-            for _ in range(4):
-                reply = await sidecar.post(PATH, json=CHAT)
-                assert reply.status_code == status
-                assert body is None or reply.json() == body
-            upstream.forget("gw")
-            assert (await sidecar.post(PATH, json=CHAT)).status_code == 200
-
-
-async def test_a_call_ends_with_the_sidecars_own_limit(upstream: Upstream, tmp_path: Path) -> None:
-    upstream.fails("gw", "silent")
-    settings = beside(upstream.url("gw"), SIDECAR_APP_REQUESTS_TIMEOUT="0.2")
-    async with running(settings, tmp_path) as sidecar:
-        reply = await sidecar.post(PATH, json=CHAT)
-
-    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "upstream_timeout")
-
-
 async def test_a_refusal_of_the_sidecars_own_key_is_502(
     gateway: Served, tmp_path: Path, upstream: Upstream
 ) -> None:

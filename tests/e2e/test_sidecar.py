@@ -17,7 +17,6 @@ import pytest
 import pytest_asyncio
 
 from tests.authority import Authority
-from tests.canaries import NET
 from tests.conftest import configure, model, openai
 from tests.e2e import functions_app, uvicorn_shim
 from tests.fakes import CHAT, COMPLETION, DONE, Upstream, chunk
@@ -97,8 +96,6 @@ async def row(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chain]:
 @pytest.fixture
 def chain(row: Chain) -> Iterator[Chain]:
     yield row
-    # The net forgets with each test; these serve several.
-    NET.keep("token", *row.authority.tokens, row.authority.environ["AZURE_CLIENT_SECRET"])
     row.upstream.forget("i1")
     row.upstream.journal.clear()
     row.langfuse.arrived.clear()
