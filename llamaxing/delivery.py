@@ -3,15 +3,16 @@
 import asyncio
 import math
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
 
 from llamaxing.clock import Clock
 from llamaxing.logs import Seldom, log
-from llamaxing.sinks import Record, Sink
+from llamaxing.sinks import Partly, Record, Sink
 
 # Bytes that are decoded before streams on the same loop have waited noticeably.
 _DECODED_ON_THE_LOOP = 64 * 1024
@@ -28,7 +29,18 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 class Later(Exception):
-    """A sink does not take records now; it may later."""
+    """A sink does not take records now; it may later. Where it is for `some` of them alone, it has
+    taken the others, but for those that it has `refused` for good."""
+
+    def __init__(
+        self,
+        why: str,
+        some: Collection[str] = (),
+        refused: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(why)
+        self.some = some
+        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +74,16 @@ class Delivery:
     ) -> Mapping[str, str]:
         """Hands over records in JSON, by their ids.
 
-        Returns those that can never be delivered, and why. Raises `Later`, and then none counts as
-        delivered.
+        Returns those that can never be delivered, and why. Raises `Later`.
         """
         found, refused = await _decoded(records)
         if found:
             try:
                 async with asyncio.timeout(timeout or self.timeout):
                     refused |= await self._sink.deliver(found)
+            except Partly as error:
+                self._log.error("%s does not take some records: %s", self.name, ascii(str(error)))
+                raise Later(str(error), error.later, {**refused, **error.refused}) from error
             except Exception as error:
                 self._failing = True
                 reason = str(error) or type(error).__name__
@@ -141,6 +155,7 @@ class Feed:
         self._new = asyncio.Event()
         self._closing = asyncio.Event()
         self._failures = 0
+        self._in_part = 0
         self._most = delivery.batch
         self._task = asyncio.create_task(self._run())
 
@@ -179,25 +194,41 @@ class Feed:
         self._new.clear()
         batch = await self._store.take(name, self._most, _AT_ONCE, lease)
         if not batch.records:
+            if batch.next_due == math.inf:
+                self._in_part = 0
             if not self._closing.is_set():
                 await self._clock.wait(self._new, self._until(batch.next_due))
                 await self._clock.wait(self._closing, _LINGER)
             return False
         try:
             refused = await self._delivery(batch.records)
-        except Later:
-            # What spoils a batch is soon alone in its own, and then waits longer than the others.
-            self._most = max(1, self._most // 2)
-            pause = self._pause()
-            await self._store.give_back(name, batch, self._clock.now() + pause)
-            await self._clock.wait(self._closing, pause)
-            return False
+        except Later as error:
+            if not error.some:
+                return await self._postponed(batch)
+            batch, refused = await self._without(batch, error.some), error.refused
         await self._store.settle(name, batch, refused)
         self._failures = 0
         self._most = min(self._delivery.batch, self._most * 2)
         if not batch.more:
             await self._clock.wait(self._closing, _LINGER)
         return True
+
+    async def _postponed(self, batch: Batch) -> bool:
+        # What spoils a batch is soon alone in its own, and then waits longer than the others.
+        self._most = max(1, self._most // 2)
+        pause = self._pause()
+        await self._store.give_back(self._delivery.name, batch, self._clock.now() + pause)
+        await self._clock.wait(self._closing, pause)
+        return False
+
+    async def _without(self, batch: Batch, later: Collection[str]) -> Batch:
+        """The rest of it; these wait, and nothing waits for them."""
+        due = self._clock.now() + self._delivery.pace.after(self._in_part)
+        self._in_part += 1
+        waiting = {id: batch.records[id] for id in later}
+        await self._store.give_back(self._delivery.name, replace(batch, records=waiting), due)
+        rest = {id: it for id, it in batch.records.items() if id not in waiting}
+        return replace(batch, records=rest)
 
     def _until(self, due: float) -> float:
         return max(0.0, min(_LOOK, due - self._clock.now()))

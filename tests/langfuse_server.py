@@ -49,8 +49,8 @@ class LangfuseServer:
         """The secret key of each public one."""
         self.status = 200
         """With another one, requests fail with it."""
-        self.failing: set[str] = set()
-        """The public keys of projects whose requests fail with 500."""
+        self.failing: dict[str, int] = {}
+        """The public keys of projects whose requests fail, and with what status."""
         self.largest = 4_500_000
         """Bytes of a request; a larger one is 413."""
         self.arrived: list[Arrived] = []
@@ -115,8 +115,9 @@ class LangfuseServer:
         public, _, secret = (
             base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
         )
-        if self.status != 200 or public in self.failing:
-            return 500 if public in self.failing else self.status
+        status = self.failing.get(public, self.status)
+        if status != 200:
+            return status
         if self.projects.get(public) != secret:
             return 401
         if len(body) > self.largest:

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from llamaxing.endpoints import CAPABILITIES
 from llamaxing.identity import Identities, Identity
 from llamaxing.plugins import Surroundings
-from llamaxing.sinks import Record
+from llamaxing.sinks import Partly, Record
 from llamaxing.sinks.langfuse import Langfuse
 from tests.conftest import Serve, configure, model, openai
 from tests.e2e import command
@@ -483,7 +483,7 @@ async def test_a_large_batch_is_sent_in_parts(langfuse: LangfuseServer, open_sin
     assert langfuse.requests == 3
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 404, 302])
+@pytest.mark.parametrize("status", [500, 503, 404, 302])
 async def test_a_server_that_fails_has_them_delivered_again(
     langfuse: LangfuseServer, open_sink: Open, status: int
 ) -> None:
@@ -517,21 +517,31 @@ async def test_a_server_that_is_down_or_hangs_has_them_delivered_again(
     assert langfuse.arrived[-1].trace_id == "c" * 32
 
 
-async def test_where_one_project_is_there_and_another_is_not_both_come_again(
+@pytest.mark.parametrize("status", [429, 500])
+async def test_where_one_project_is_not_served_its_own_traces_alone_come_again(
+    langfuse: LangfuseServer, open_sink: Open, status: int
+) -> None:
+    mine, other = record(identity={"id": "a"}), record(identity={"id": "b"})
+    sink = open_sink(identity("a", "pk", "sk"), identity("b", "pk2", "sk2"))
+    langfuse.failing["pk2"] = status
+
+    with pytest.raises(Partly, match=str(status)) as partly:
+        await sink.deliver([mine, other])
+    langfuse.failing.clear()
+    await sink.deliver([other])
+
+    assert list(partly.value.later) == [other["id"]]
+    assert [it.attributes["user.id"] for it in langfuse.arrived] == ["a", "b"]
+
+
+async def test_what_a_project_may_not_send_for_now_says_nothing_of_the_server(
     langfuse: LangfuseServer, open_sink: Open
 ) -> None:
-    records = [record(identity={"id": "a"}), record(identity={"id": "b"})]
-    sink = open_sink(identity("a", "pk", "sk"), identity("b", "pk2", "sk2"))
-    langfuse.failing = {"pk2"}
+    """With any other failure of all there is, the sink is left alone for a while."""
+    langfuse.failing["pk"] = 429
 
-    with pytest.raises(ConnectionError):
-        await sink.deliver(records)
-    langfuse.failing.clear()
-    await sink.deliver(records)
-
-    assert {it.attributes["user.id"] for it in langfuse.arrived} == {"a", "b"}
-    # The first has arrived twice, and is the same.
-    assert len({it.span_id for it in langfuse.arrived}) == 2
+    with pytest.raises(Partly):
+        await open_sink().deliver([record()])
 
 
 def team(id: str, public: str, secret: str) -> dict[str, Any]:
@@ -847,6 +857,34 @@ async def test_traces_wait_while_langfuse_is_away_and_callers_do_not(
     assert len({it.span_id for it in langfuse.arrived}) == len(called)
     assert caplog.text.count("langfuse refuses records for good") == 1
     assert "sk-new" not in caplog.text
+
+
+async def test_a_throttled_project_makes_no_other_wait(
+    langfuse: LangfuseServer, serve: Serve, upstream: Upstream, tmp_path: Path
+) -> None:
+    gateway = await serve(
+        identities=TEAMS,
+        OBSERVABILITY_CLIENT="langfuse",
+        OBSERVABILITY_CLIENT_LANGFUSE_HOST=langfuse.url,
+        OUTBOX="sqlite",
+        OUTBOX_PATH=str(tmp_path / "outbox.db"),
+        DELIVERY_PAUSE_LIMIT="1",
+    )
+
+    async def call(who: str) -> None:
+        reply = await gateway.post("/v1/chat/completions", json=CHAT, headers={"api-key": who})
+        assert reply.status_code == 200
+
+    langfuse.failing["pk"] = 429
+    for number in range(1, 4):
+        await call("key-a")
+        await call("key-b")
+        await asyncio.to_thread(langfuse.wait_for_traces, number)
+    assert {it.public_key for it in langfuse.arrived} == {"pk2"}
+    langfuse.failing.clear()
+    await asyncio.to_thread(langfuse.wait_for_traces, 6)
+
+    assert len({it.span_id for it in langfuse.arrived}) == len(langfuse.arrived) == 6
 
 
 def told(arrived: Arrived) -> str:

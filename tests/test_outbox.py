@@ -17,7 +17,7 @@ from llamaxing.delivery import Delivery, Pace
 from llamaxing.outbox import OutboxFailed, Waiting
 from llamaxing.outbox.sqlite import SQLiteOutbox
 from llamaxing.plugins import Surroundings
-from llamaxing.sinks import Record
+from llamaxing.sinks import Partly, Record
 
 
 class Scripted:
@@ -161,6 +161,46 @@ async def test_a_record_that_spoils_its_batch_holds_up_no_other(tmp_path: Path) 
 
     assert sink.ids == [id for id in ids(50) if id != "0007"]
     assert (await status(tmp_path, "sink"))["sink"].waiting == 1
+
+
+class Choosy(Scripted):
+    """It puts some off, and says when it was asked."""
+
+    def __init__(self, clock: Moving, batch: int) -> None:
+        super().__init__(batch)
+        self.clock = clock
+        self.later: set[str] = set()
+        self.times: list[float] = []
+
+    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
+        self.times.append(self.clock.time)
+        later = [it["id"] for it in records if it["id"] in self.later]
+        refused = await super().deliver([it for it in records if it["id"] not in later])
+        if later:
+            raise Partly(later, refused, "not now")
+        return refused
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+async def test_records_that_a_sink_puts_off_wait_alone(tmp_path: Path, batch: int) -> None:
+    clock = Moving()
+    start = clock.time
+    sink = Choosy(clock, batch)
+    sink.later = {"0000"}
+    sink.refuses = {"0001": "it is too large"}
+    outbox = made(tmp_path, clock, sink=sink)
+    await outbox.open()
+    await put(outbox, 10)
+    outbox.start()
+    await sink.has(8)
+    assert set(sink.times[: 10 // batch]) == {start}
+    sink.later = set()
+    await sink.has(9)
+    await outbox.aclose(30)
+
+    # Each once.
+    assert sink.ids == [id for id in ids(10) if id != "0001"]
+    assert await status(tmp_path, "sink") == {"sink": Waiting(0, 1)}
 
 
 async def test_what_a_sink_refuses_is_kept_and_comes_home_once_the_cause_is_mended(

@@ -16,7 +16,7 @@ from llamaxing import otlp
 from llamaxing.generation import span
 from llamaxing.identity import ANONYMOUS
 from llamaxing.plugins import Surroundings
-from llamaxing.sinks import Record
+from llamaxing.sinks import Partly, Record
 
 # The server reads the values of attributes by the SDK that has written them.
 _SDK = "5.0.4"
@@ -26,6 +26,10 @@ _NEVER = frozenset({400, 401, 403, 413, 422})
 _LARGEST = 3_500_000
 
 Keys = tuple[str, SecretStr]
+
+
+class Throttled(ConnectionError):
+    """A project has had as much as it may."""
 
 
 class Langfuse:
@@ -74,8 +78,34 @@ class Langfuse:
         self._identities = surroundings.identities
 
     async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
-        refused: dict[str, str] = {}
+        projects, refused = self._projects(records)
+        outcomes = await asyncio.gather(
+            *(self._send(keys, group) for keys, group in projects.items()), return_exceptions=True
+        )
+        later: list[str] = []
+        failed: BaseException | None = None
+        for group, outcome in zip(projects.values(), outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                later += [record["id"] for record in group]
+                failed = outcome
+            else:
+                refused |= outcome
+        if failed is None:
+            return refused
+        if len(later) == len(records) and not isinstance(failed, Throttled):
+            raise failed
+        # A project that takes no more for now does not make the others wait.
+        raise Partly(later, refused, str(failed) or type(failed).__name__) from failed
+
+    async def aclose(self) -> None:
+        return None
+
+    def _projects(
+        self, records: Sequence[Record]
+    ) -> tuple[Mapping[Keys, Sequence[Record]], dict[str, str]]:
+        """The records of each, and why others have none; without those that nobody traces."""
         projects: dict[Keys, list[Record]] = defaultdict(list)
+        refused: dict[str, str] = {}
         for record in records:
             try:
                 keys = self._keys(record)
@@ -84,18 +114,7 @@ class Langfuse:
             else:
                 if keys is not None:
                     projects[keys].append(record)
-        outcomes = await asyncio.gather(
-            *(self._send(keys, group) for keys, group in projects.items()), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                # Where another project has its traces already, it is given the same ones again.
-                raise outcome
-            refused |= outcome
-        return refused
-
-    async def aclose(self) -> None:
-        return None
+        return projects, refused
 
     def _keys(self, record: Record) -> Keys | None:
         """The keys that are configured now. Raises `LookupError` where nobody knows which."""
@@ -144,6 +163,8 @@ class Langfuse:
             auth=httpx.BasicAuth(public, secret.get_secret_value()),
             timeout=self.timeout,
         )
+        if reply.status_code == 429:
+            raise Throttled(f"Langfuse answers 429 for {public}")
         if not reply.is_success and reply.status_code not in _NEVER:
             raise ConnectionError(f"Langfuse answers {reply.status_code}")
         return reply.status_code

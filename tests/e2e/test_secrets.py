@@ -52,7 +52,7 @@ class Scene:
             "public-refused": "another",
             "public-failing": secrets["carl"],
         }
-        self.langfuse.failing = {"public-failing"}
+        self.langfuse.failing = {"public-failing": 500}
         people = [
             {"id": "ann", "api_keys": [{"key": self.keys["ann"]}], "claims": {"oid": "ann"}},
             *(
