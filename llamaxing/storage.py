@@ -12,7 +12,6 @@ from urllib.parse import quote
 import httpx
 
 from llamaxing.credentials.storage import Connection
-from llamaxing.upstream import Content
 
 # Bytes of the largest message: 64 KiB once it is in base64.
 MESSAGE = 48 * 1024
@@ -66,13 +65,9 @@ class Storage:
         try:
             async with asyncio.timeout(_WITHIN):
                 signed, more = await self._connection.signed(url)
-                length = {"content-length": str(len(content))}
-                request = self._web.build_request(
-                    method, signed, headers={**length, **(headers or {}), **more}
+                reply = await self._web.request(
+                    method, signed, content=content, headers={**(headers or {}), **more}
                 )
-                # In pieces, where it is large.
-                request.stream = Content([content])
-                reply = await self._web.send(request)
         except (httpx.HTTPError, TimeoutError, ConnectionError) as error:
             raise StorageFailed(0) from error
         if reply.is_error:
