@@ -109,6 +109,7 @@ REFUSED: dict[str, Any] = {
     "nobody": principal(),
     "an empty oid": principal({"typ": "oid", "val": ""}),
     "an oid of spaces": principal({"typ": "oid", "val": "  "}),
+    "an oid that is half a character": encoded('{"claims": [{"typ": "oid", "val": "\\ud800"}]}'),
     "an oid that is an object": encoded('{"claims": [{"typ": "oid", "val": {"is": "ann"}}]}'),
     "two principals": [*principal(*OF_ANN).items(), *principal(OID).items()],
     "a token": {"authorization": f"Bearer {ANN}"},

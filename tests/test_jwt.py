@@ -1,6 +1,7 @@
 """Tokens: which are believed, and every way in which one is not. They are minted with pyjwt."""
 
 import base64
+import contextlib
 import json
 import math
 from collections.abc import AsyncIterator, Callable
@@ -12,10 +13,18 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from llamaxing.auth.jwt import Jwt
 from llamaxing.build import Build
-from llamaxing.errors import ConfigurationError, IdentityNotAllowed, InvalidToken
+from llamaxing.errors import (
+    ConfigurationError,
+    GatewayError,
+    IdentityNotAllowed,
+    InvalidToken,
+)
 from llamaxing.http import Body, BodyLimits, Request
 from llamaxing.identity import Identities, Identity
 from llamaxing.plugins import Surroundings
@@ -257,6 +266,8 @@ REFUSED: dict[str, Callable[[Issuer], str]] = {
     "identity null": claiming(oid=None),
     "identity empty": claiming(oid=""),
     "identity a space": claiming(oid=" "),
+    "identity half a character": claiming(oid="\ud800"),
+    "identity of two lines": claiming(oid="ann\nbob"),
     "identity a list": claiming(oid=[ANN]),
     "identity an object": claiming(oid={"is": ANN}),
     "no identity": claiming(oid=ABSENT),
@@ -436,6 +447,8 @@ async def test_a_role_or_a_scope_may_be_required(serve: Serve, issuer: Issuer) -
     shown = {
         200: [
             {"roles": ["LLM.Batch"]},
+            {"roles": "LLM.Batch"},
+            {"roles": [["odd"], None, "LLM.Batch"]},
             {"scp": "other llm.use"},
             {"scp": ["other", "llm.use"]},
             {"scope": "llm.all"},
@@ -445,7 +458,9 @@ async def test_a_role_or_a_scope_may_be_required(serve: Serve, issuer: Issuer) -
             {"roles": ["LLM"]},
             {"scp": "llm.user"},
             {"scp": "LLM.Batch"},
-            {"roles": "LLM.Batch"},
+            {"roles": "LLM.Batch LLM.Use"},
+            {"roles": [["LLM.Batch"]]},
+            {"roles": {"LLM.Batch": True}},
         ],
     }
 
@@ -728,9 +743,34 @@ async def test_whose_a_token_is_follows_the_identities_that_are_configured_now()
         await method.authenticate(request(token), Identities())
 
 
-def unverified(now: Callable[[], datetime]) -> Jwt:
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+) | st.sampled_from([ANN, "LLM.User", "\ud800", 10**400])
+NAMES = ["iss", "aud", "exp", "nbf", "oid", "sub", "tid", "azp", "scp", "roles", "groups", "idtyp"]
+
+
+@given(
+    head=st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk"]), JSON),
+    claims=st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4),
+)
+@hypothesis_settings(max_examples=200, deadline=None, database=None)
+async def test_whatever_a_token_says_it_is_judged(
+    head: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    method = unverified(lambda: datetime.now(UTC), auth_method_jwt_required_roles="LLM.User")
+    people = [Identity.model_validate(it) for it in PEOPLE]
+    given_claims = {"oid": ANN, "exp": NOW + 36_000, "roles": ["LLM.User"], **claims}
+    token = signed_by_hand({"alg": "none", **head}, given_claims)
+
+    with contextlib.suppress(GatewayError):
+        await method.authenticate(request(token), Identities(people))
+
+
+def unverified(now: Callable[[], datetime], **more: Any) -> Jwt:
     web = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(500)))
-    options = Jwt.Options(auth_method_jwt_verify_signature=False)
+    options = Jwt.Options(auth_method_jwt_verify_signature=False, **more)
     return Jwt(options, Surroundings({}, web), now)
 
 

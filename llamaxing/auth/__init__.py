@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from llamaxing.errors import Unauthenticated
 from llamaxing.http import Request
@@ -59,6 +59,11 @@ def credentials(request: Request, header: str | None = None) -> list[str]:
 def looks_like_token(credential: str) -> bool:
     """Whether it is a JWT rather than an API key."""
     return _TOKEN.fullmatch(credential) is not None
+
+
+def is_name(claim: object) -> TypeGuard[str]:
+    """Whether a claim can be what somebody is called, in a line of the log as well."""
+    return isinstance(claim, str) and claim.isprintable() and not claim.isspace() and claim != ""
 
 
 def listed(value: str) -> Sequence[str]:

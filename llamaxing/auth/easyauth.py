@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llamaxing.auth import Caller, Now
+from llamaxing.auth import Caller, Now, is_name
 from llamaxing.errors import (
     ConfigurationError,
     IdentityNotAllowed,
@@ -60,7 +60,7 @@ class EasyAuth:
         if "oid" not in claims:
             claims["oid"] = request.headers.get(f"{_PRINCIPAL}-id", "")
         subject = claims["oid"]
-        if not isinstance(subject, str) or not subject.strip():
+        if not is_name(subject):
             raise InvalidToken("The platform does not say who you are.")
         found = identities.by_claims(claims, "oid")
         if found is None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
 
-from llamaxing.auth import Caller, Now, credentials, listed, looks_like_token
+from llamaxing.auth import Caller, Now, credentials, is_name, listed, looks_like_token
 from llamaxing.errors import (
     ConfigurationError,
     IdentityNotAllowed,
@@ -171,7 +171,7 @@ class Jwt:
 
     def _identified(self, claims: Claims, identities: Identities) -> Caller:
         subject = claims.get(self._id_key)
-        if not isinstance(subject, str) or not subject.strip():
+        if not is_name(subject):
             refuse("it does not say whose it is")
         self._require(claims)
         found = identities.by_claims(claims, self._id_key)
@@ -187,10 +187,8 @@ class Jwt:
     def _require(self, claims: Claims) -> None:
         if not self._roles and not self._scopes:
             return
-        roles = claims.get("roles")
-        given = set(roles if isinstance(roles, list) else [])
         scopes = values(claims, "scp") | values(claims, "scope")
-        if not (self._roles & given or self._scopes & scopes):
+        if not (self._roles & values(claims, "roles") or self._scopes & scopes):
             raise IdentityNotAllowed("The token has none of the roles or scopes needed here.")
 
 
