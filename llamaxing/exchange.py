@@ -1,5 +1,6 @@
 """One call: who, what, tried where, what came back. It is what a record is made of."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -177,4 +178,13 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 
 
 def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+    if seconds is None:
+        return None
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1e6):06}+00:00"
+
+
+@functools.lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    """A record has five times, and most records of a second the same ones."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
