@@ -53,13 +53,13 @@ def _chunks(events: Sequence[Event]) -> Event:
 
 def _add(whole: Event, part: Event) -> None:
     for name, value in part.items():
-        known = whole.get(name)
         kind = type(value)
-        if known is None or kind is not type(known):
+        known = whole.get(name)
+        if kind is str and type(known) is str:
+            whole[name] = value if name in _REPEATED else known + value
+        elif known is None or kind is not type(known):
             if value is not None or name not in whole:
                 whole[name] = _by_index([], value) if kind is list else value
-        elif kind is str:
-            whole[name] = value if name in _REPEATED else known + value
         elif kind is list:
             _by_index(known, value)
         elif kind is dict and "filter" not in name:
@@ -72,14 +72,20 @@ def _by_index(known: list[Any], parts: list[Any]) -> list[Any]:
     """Parts of what has an index go to where that stands; what has none comes behind."""
     for part in parts:
         index = part.get("index") if isinstance(part, dict) else None
-        if not isinstance(index, int):
+        if isinstance(index, int):
+            _add(_at(known, index), part)
+        else:
             known.append(part)
-            continue
-        same = next((it for it in known if isinstance(it, dict) and it.get("index") == index), None)
-        if same is None:
-            known.append(same := {})
-        _add(same, part)
     return known
+
+
+def _at(known: list[Any], index: int) -> Event:
+    for same in known:
+        if isinstance(same, dict) and same.get("index") == index:
+            return same
+    made: Event = {}
+    known.append(made)
+    return made
 
 
 def _response(events: Sequence[Event]) -> Event:

@@ -87,6 +87,9 @@ class Uncounted:
 
     def feed(self, chunk: bytes, events: Sequence[bytes]) -> bytes:
         """What passes of a chunk with which these events have become whole."""
+        if len(events) == 1 and events[0] is chunk:
+            self._finished = self._finished or _FINISHED.search(chunk) is not None
+            return b"" if only_counts(chunk) else chunk
         if self._passed and not events:
             self._passed += len(chunk)
             return chunk
@@ -120,7 +123,7 @@ _COUNTS = 8192
 
 def only_counts(event: bytes) -> bool:
     """Whether an event does nothing but count tokens."""
-    if len(event) > _COUNTS or not _NO_CHOICES.search(event):
+    if len(event) > _COUNTS or b'"usage"' not in event or not _NO_CHOICES.search(event):
         return False
     try:
         found = msgspec.json.decode(data(event))
