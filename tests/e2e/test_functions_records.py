@@ -198,8 +198,8 @@ async def test_each_call_is_in_mongodb_once_whatever_that_does_meanwhile(
     async with place_at(azurite, mongod.uri) as place:
 
         async def off_and_on(end: Callable[[], None], begin: Callable[[], None]) -> None:
-            calling = asyncio.create_task(callers.all_kinds(5))
-            await upstream.request(len(upstream.journal) + 5)
+            calling = asyncio.create_task(callers.all_kinds(35))
+            await upstream.request(len(upstream.journal) + 40)
             await asyncio.to_thread(end)
             await calling
             await callers.all_kinds(1)
@@ -222,7 +222,7 @@ async def test_each_call_is_in_mongodb_once_whatever_that_does_meanwhile(
             assert await place.poison.length() == 0
             assert await place.blobs() == []
 
-    assert len(callers.journal) == 26 * len(KINDS)
+    assert len(callers.journal) == 146 * len(KINDS)
     assert Counter(it["request_id"] for it in documents) == Counter(list(callers.journal))
     asked = {it.json["messages"][0]["content"] for it in upstream.journal}
     assert asked == {id for id in callers.journal if "unknown" not in id}
