@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import re
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +19,7 @@ from llamaxing.sinks import Record
 from llamaxing.sinks.mongodb import MongoDB
 from tests.conftest import Serve
 from tests.fakes import CHAT
-from tests.services import Mongod
+from tests.services import PROJECT, Mongod
 
 # Milliseconds that an answer may take where it is to stay away.
 SOON = "/?serverSelectionTimeoutMS=300&connectTimeoutMS=300&socketTimeoutMS=300"
@@ -384,3 +386,39 @@ async def test_a_whole_call_is_a_document(serve: Serve, mongodb: str) -> None:
     assert found[0]["response"] == reply.json()
     assert found[0]["metadata"] == {"caller": found[0]["identity"]}
     assert found[0]["instance"] == "i1"
+
+
+# What is imported where streams wait for it; DNS is asked nothing.
+WATCHED = """
+import asyncio, sys, threading, httpx
+from llamaxing.plugins import Surroundings
+from llamaxing.sinks.mongodb import MongoDB
+
+def watch(event, arguments):
+    loop = threading.current_thread() is threading.main_thread()
+    heavy = ("pymongo", "bson", "dns.resolver", "dns.asyncresolver", "dns.message")
+    if event == "import" and loop and arguments[0].startswith(heavy):
+        print(arguments[0])
+    if event in ("socket.connect", "socket.sendto"):
+        raise OSError("there is no network")
+
+async def main():
+    given = {"logging_client_mongodb_uri": "mongodb+srv://there.invalid/?serverSelectionTimeoutMS=9"}
+    sink = MongoDB(MongoDB.Options.model_validate(given), Surroundings({}, httpx.AsyncClient()))
+    sys.addaudithook(watch)
+    try:
+        await sink.deliver([{"id": "a"}])
+    except Exception as error:
+        print(type(error).__name__)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_server_named_by_dns_needs_is_imported_off_the_loop() -> None:
+    ran = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WATCHED), cwd=PROJECT, stdout=PIPE, stderr=PIPE
+    )
+    out, err = await ran.communicate()
+
+    assert out.decode().split() == ["ConfigurationError"], err.decode()

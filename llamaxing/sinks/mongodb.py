@@ -79,11 +79,17 @@ class MongoDB:
 
     async def _open(self) -> None:
         if self._client is None:
-            pymongo = await asyncio.to_thread(importlib.import_module, "pymongo")
-            self._connect(pymongo)
+            self._connect(await asyncio.to_thread(self._library))
         if not self._indexed:
             await self._index()
             self._indexed = True
+
+    def _library(self) -> Any:
+        uri = self._options.logging_client_mongodb_uri.get_secret_value()
+        if uri.startswith("mongodb+srv://"):
+            # It would import this by itself, and on the loop.
+            importlib.import_module("dns.asyncresolver")
+        return importlib.import_module("pymongo")
 
     def _connect(self, pymongo: Any) -> None:
         if self._client is not None:
