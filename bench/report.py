@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.bars import added, bars
 from bench.results import Results
 
-README = re.compile(r"(?<=<!-- python3 run.py bench --full -->\n).*?(?=<!-- -->)", re.DOTALL)
+README = re.compile(r"(<!-- python3 run.py bench --full -->\n)(.*?)(<!-- -->)", re.DOTALL)
 TITLES = {
     "direct": "no gateway",
     "nginx": "nginx",
@@ -120,7 +120,8 @@ def document(results: Results, *, every_bar: bool) -> str:
 
 def mend(readme: Path, results: Results) -> None:
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(README.sub(lambda _: section(results), text), encoding="utf-8")
+    mended = README.sub(lambda marks: marks[1] + section(results) + marks[3], text)
+    readme.write_text(mended, encoding="utf-8")
 
 
 PANELS = (
