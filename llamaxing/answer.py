@@ -200,7 +200,9 @@ def _nonsense(answer: Answer) -> str | None:
         return "a redirect"
     if answer.status < 300 and answer.media_type == "text/html":
         return "an HTML page"
-    if answer.status < 300 and answer.header(b"content-length") == "0":
+    if answer.status in (204, 205) or (
+        answer.status < 300 and answer.header(b"content-length") == "0"
+    ):
         return "an empty reply"
     return None
 

@@ -262,6 +262,7 @@ async def test_a_reply_that_turns_out_to_be_empty_is_asked_for_elsewhere(
 NONSENSE = {
     "html": (200, b"<html>sign in</html>", {"content_type": "text/html"}),
     "empty": (200, b"", {}),
+    "no content": (204, b"", {"content_type": "text/plain", "content_length": "50"}),
     "no status there is": (999, b"{}", {}),
     "redirect": (302, b"", {"location": "http://127.0.0.1:9/"}),
 }
