@@ -14,7 +14,7 @@ from shutil import which
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-MESSAGE = "Say hello in one short sentence."
+MESSAGE = "Tell me about llamas in two sentences."
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
             executable_path=which("chromium"), args=["--no-sandbox", "--no-proxy-server"]
         )
         for theme in ("light", "dark"):
-            with_answer(opened(browser, args.url, theme, 1280, 860)).screenshot(
+            with_answer(opened(browser, args.url, theme, 1280, 820)).screenshot(
                 path=args.into / f"page-{theme}.png"
             )
             for page in everything(browser, args.url, theme) if args.all else ():

@@ -56,7 +56,7 @@ def test_the_table_has_every_setting_with_its_default_and_what_it_does() -> None
 
 
 def test_the_files_it_shows_are_read_without_a_fault() -> None:
-    models, keys, claims = (json.dumps(json.loads(block)).encode() for block in JSON_BLOCKS)
+    claims, models, keys = (json.dumps(json.loads(block)).encode() for block in JSON_BLOCKS)
 
     read_models(models, "models.json", "s", SCHEMA, Anything())
     assert len(read_identities(keys, "identities.json", "s", {})) == 2
