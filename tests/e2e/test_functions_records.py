@@ -4,6 +4,7 @@ Outside witnesses: the worker library, Azurite's queues and blobs, mongod, azure
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import random
@@ -31,6 +32,7 @@ from tests.test_blob import Blob
 from tests.test_keyless import keyless
 from tests.test_langfuse import TEAMS, team
 from tests.test_mongodb import SOON
+from tests.test_mongodb import record as record_of
 
 PATH = "/v1/chat/completions"
 LARGE = "é" + "x" * 1_000_000
@@ -309,6 +311,27 @@ async def test_with_audit_required_a_killed_worker_loses_no_call(
             assert found[id]["complete"] is False
             assert found[id]["request"]["messages"][0]["content"] == id
     assert "worker_lost" in {it["error"] for it in documents}
+
+
+async def test_records_wait_while_the_configuration_has_a_fault(
+    place: Place, tmp_path: Path, upstream: Upstream
+) -> None:
+    settings = configure(tmp_path, scripted(upstream)) | place.settings
+    models = tmp_path / "models.json"
+    good = models.read_text()
+    models.write_text("[")
+    record = record_of("a record")
+    message = {"id": record["id"], "added": 0, "record": record}
+    await place.queue.put(base64.b64encode(json.dumps(message).encode()).decode())
+    async with functions_app(settings, tmp_path) as host:
+        while len(host.invocations) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        models.write_text(good)
+        [document] = await place.documents(1)
+        await host.settled()
+
+    assert document["_id"] == "a record"
+    assert {it.ok for it in host.invocations.values()} == {True}
 
 
 async def test_traces_wait_in_a_queue_of_their_own_and_come_home_under_their_own_keys(
