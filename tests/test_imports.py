@@ -23,7 +23,7 @@ LAYERS = [
     ["configuration"],
     ["reference", "forward", "recorder"],
     ["outbox"],
-    ["delivery", "commits", "storage"],
+    ["delivery", "commits", "storage", "queued"],
     ["selection"],
     ["answer"],
     ["form"],

@@ -14,6 +14,7 @@ from llamaxing.delivery import Delivery, Later
 from llamaxing.logs import Seldom, log
 from llamaxing.outbox import OutboxFailed, Refused, Trigger, Waiting
 from llamaxing.plugins import Surroundings
+from llamaxing.queued import Queued
 from llamaxing.storage import MESSAGE, Message, Queue, Receipt, Storage, StorageFailed
 
 T = TypeVar("T")
@@ -28,24 +29,6 @@ _TRIES = 3
 # queue, so it is told here how old it is.
 _LATE = 600
 _PREFIX = re.compile(r"[a-z0-9](?:-?[a-z0-9])*")
-
-
-class _Message(msgspec.Struct, frozen=True):
-    """`added`: seconds since 1970. A record that is too large stands in a blob."""
-
-    id: str
-    added: float
-    attempts: int = 0
-    blob: str = ""
-    record: msgspec.Raw = msgspec.Raw()
-
-    def encoded(self) -> bytes:
-        head = {"id": self.id, "added": self.added, "attempts": self.attempts}
-        rest = {"blob": self.blob} if self.blob else {"record": self.record}
-        return msgspec.json.encode(head | rest)
-
-
-_decoder = msgspec.json.Decoder(_Message)
 
 
 class AzureQueueOutbox:
@@ -121,7 +104,8 @@ class AzureQueueOutbox:
         queue, poison = self._queues[sink], self._poison[sink]
 
         async def move(message: Message) -> None:
-            await queue.put(_anew(message.text))
+            found = Queued.read(message.text)
+            await queue.put(found.tried(0).encoded() if found else message.text)
             await poison.delete(message.receipt)
 
         return await _told(_each(poison, move))
@@ -130,8 +114,9 @@ class AzureQueueOutbox:
         queue = self._poison[sink] if poison else self._queues[sink]
 
         async def drop(message: Message) -> None:
-            if blob := _blob(message.text):
-                await self._blobs.delete(blob)
+            found = Queued.read(message.text)
+            if found and found.blob:
+                await self._blobs.delete(found.blob)
             await queue.delete(message.receipt)
 
         async def drop_all() -> int:
@@ -163,13 +148,13 @@ class AzureQueueOutbox:
 
     async def _text(self, sink: str, id: str, record: bytes) -> bytes:
         """Of a message, with the record in it or in a blob."""
-        message = _Message(id, self._clock.now(), record=msgspec.Raw(record))
+        message = Queued(id, self._clock.now(), record=msgspec.Raw(record))
         text = message.encoded()
         if len(text) <= MESSAGE:
             return text
         blob = f"{sink}/{id}"
         await self._blobs.put(blob, record)
-        return _Message(id, message.added, blob=blob).encoded()
+        return Queued(id, message.added, blob=blob).encoded()
 
     async def _status(self, sink: str) -> Waiting:
         queue = self._queues[sink]
@@ -177,7 +162,7 @@ class AzureQueueOutbox:
             queue.length(), self._poison[sink].length(), queue.peek()
         )
         now = self._clock.now()
-        added = [found.added for it in seen if (found := _read(it.text))]
+        added = [found.added for it in seen if (found := Queued.read(it.text))]
         oldest, until = self._sent_back.get(sink, (now, now))
         if until > now:
             added.append(oldest)
@@ -199,7 +184,7 @@ class AzureQueueOutbox:
         except (Later, StorageFailed):
             await self._again(sink, message)
 
-    async def _hand_over(self, sink: str, message: _Message) -> None:
+    async def _hand_over(self, sink: str, message: Queued) -> None:
         record = await self._blobs.get(message.blob) if message.blob else bytes(message.record)
         if record is None:
             log.warning("record %s: its blob is gone, so %s has it", ascii(message.id), sink)
@@ -214,13 +199,13 @@ class AzureQueueOutbox:
         """Raises as `_deliver` does."""
         await self._again(sink, _understood(sink, text))
 
-    async def _again(self, sink: str, message: _Message) -> None:
+    async def _again(self, sink: str, message: Queued) -> None:
         """Another message takes its place, later; the platform then deletes this one."""
         age = self._clock.now() - message.added
         if age > _LATE:
             self._log.error(f"outbox sink={sink} oldest=%d", age)
         pause = _PATIENCE * self._deliveries[sink].pace.after(message.attempts)
-        text = msgspec.structs.replace(message, attempts=message.attempts + 1).encoded()
+        text = message.tried(message.attempts + 1).encoded()
         for tries in range(1, _TRIES + 1):
             try:
                 await self._queues[sink].put(text, pause)
@@ -252,29 +237,11 @@ def _queue(prefix: str, sink: str) -> str:
     return f"{prefix}-{sink.replace('_', '-')}"
 
 
-def _read(text: bytes) -> _Message | None:
-    try:
-        return _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-def _understood(sink: str, text: bytes) -> _Message:
-    message = _read(text)
+def _understood(sink: str, text: bytes) -> Queued:
+    message = Queued.read(text)
     if message is None:
         raise Refused(f"{sink}: the message cannot be read")
     return message
-
-
-def _blob(text: bytes) -> str:
-    found = _read(text)
-    return found.blob if found else ""
-
-
-def _anew(text: bytes) -> bytes:
-    """As if it had never been tried."""
-    found = _read(text)
-    return msgspec.structs.replace(found, attempts=0).encoded() if found else text
 
 
 async def _told(asked: Awaitable[T]) -> T:
