@@ -473,6 +473,20 @@ async def test_only_the_one_that_is_too_large_is_refused(
     assert len(langfuse.arrived) == 2
 
 
+async def test_a_trace_that_langfuse_would_not_take_is_cut_and_says_so(
+    langfuse: LangfuseServer, open_sink: Open
+) -> None:
+    text = 'a "quoted" line\n' * 300_000
+
+    refused = await open_sink().deliver([record(response=text)])
+
+    assert refused == {}
+    [arrived] = langfuse.arrived
+    assert arrived.attributes["langfuse.observation.output"].endswith("bytes]")
+    assert arrived.json("metadata.truncated") is True
+    assert arrived.json("input") == MESSAGES
+
+
 async def test_a_large_batch_is_sent_in_parts(langfuse: LangfuseServer, open_sink: Open) -> None:
     records = [record(response="x" * 1_000_000) for _ in range(7)]
 

@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 
 from llamaxing import otlp
+from llamaxing.fitting import fitted
 from llamaxing.generation import span
 from llamaxing.identity import ANONYMOUS
 from llamaxing.plugins import Surroundings
@@ -131,7 +132,7 @@ class Langfuse:
         return own.langfuse_public_key, own.langfuse_secret_key
 
     async def _send(self, keys: Keys, records: Sequence[Record]) -> dict[str, str]:
-        spans = await asyncio.to_thread(lambda: [span(record).encoded() for record in records])
+        spans = await asyncio.to_thread(lambda: [*map(_encoded, records)])
         refused: dict[str, str] = {}
         for part in _parts(spans):
             status = await self._post(keys, [spans[at] for at in part])
@@ -171,6 +172,14 @@ class Langfuse:
 
 
 PLUGIN = Langfuse
+
+
+def _encoded(record: Record) -> bytes:
+    """The span of a record; the largest texts are cut of one that Langfuse would not take."""
+    whole = span(record).encoded()
+    if len(whole) <= _LARGEST:
+        return whole
+    return span(fitted(record, lambda it: len(span(it).encoded()) - _LARGEST)).encoded()
 
 
 def _parts(spans: Sequence[bytes]) -> list[list[int]]:
