@@ -313,6 +313,28 @@ async def test_with_audit_required_a_killed_worker_loses_no_call(
     assert "worker_lost" in {it["error"] for it in documents}
 
 
+async def test_records_go_straight_to_mongodb_while_the_queues_are_away(
+    mongodb: str, tmp_path: Path, upstream: Upstream
+) -> None:
+    with Azurite(tmp_path) as azurite:
+        async with (
+            place_at(azurite, mongodb) as place,
+            served(place, tmp_path, scripted(upstream)) as (host, callers),
+        ):
+            await asyncio.to_thread(azurite.kill)
+            await callers.all_kinds(3)
+            while await place.apicalls.count_documents({}) < len(callers.journal):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            documents = await place.apicalls.find().to_list()
+            log = host.log
+
+    asked = {it.json["messages"][0]["content"] for it in upstream.journal}
+    for document in documents:
+        agree(document, callers.journal, asked)
+    assert Counter(it["request_id"] for it in documents) == Counter(list(callers.journal))
+    assert log.count("the outbox fails, and sinks are tried directly") == 1
+
+
 async def test_records_wait_while_the_configuration_has_a_fault(
     place: Place, tmp_path: Path, upstream: Upstream
 ) -> None:
