@@ -110,6 +110,14 @@ async def test_a_file_that_is_as_old_as_the_one_before_is_read(
     assert (second and second.content) == content.encode()
 
 
+async def test_a_file_above_the_limit_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "models.json").write_bytes(b" " * (MOST + 1))
+
+    assert await faults(MODELS_SOURCE=f"file:{tmp_path / 'models.json'}") == [
+        f"models_source: models.json cannot be read: it is larger than {MOST} bytes"
+    ]
+
+
 # An app setting
 
 

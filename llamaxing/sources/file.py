@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from llamaxing.plugins import Surroundings
-from llamaxing.sources import Reading
+from llamaxing.sources import MOST, Reading
 
 # A file may change again within one tick of its clock: until it is this old, it is read each time.
 _SETTLED = 2.0
@@ -32,7 +32,11 @@ class FileSource:
         if tag == known:
             return None
         settled = time.time() - found.st_mtime > _SETTLED
-        return Reading(self._path.read_bytes(), tag if settled else None)
+        with self._path.open("rb") as file:
+            content = file.read(MOST + 1)
+        if len(content) > MOST:
+            raise OSError(f"it is larger than {MOST} bytes")
+        return Reading(content, tag if settled else None)
 
 
 PLUGIN = FileSource
