@@ -20,6 +20,8 @@ REMOVE: Any = object()
 
 # OpenAI's endpoints have some forty; each costs a hundred times its bytes, and is looked at often.
 _MOST_MEMBERS = 1000
+# As much for all objects in one member, the items of a conversation, and for those themselves.
+_MOST_WITHIN = 100_000
 # What is read here are names, flags and metadata: whatever is large is only passed on.
 _READ_UP_TO = 256 * 1024
 # Above this, text is checked without an object being made of it: it may be a 20 MB image.
@@ -58,10 +60,12 @@ class _Span:
 class Payload:
     """A JSON object of a caller's. Raises `InvalidJSON` or `InvalidType` where it is none."""
 
-    def __init__(self, body: Buffer | memoryview, *, checked: bool = False) -> None:
-        """`checked`: it is known to be JSON."""
+    def __init__(
+        self, body: Buffer | memoryview, *, checked: bool = False, one: "One | None" = None
+    ) -> None:
+        """`checked`: it is known to be JSON. `one` is called for each member."""
         self.body = body
-        self._members = _members(body) if checked else _decode(body)
+        self._members = _members(body, one) if checked else _decode(body)
         self._named = {key.name: raw for key, raw in self._members.items()}
 
     def __contains__(self, name: str) -> bool:
@@ -85,7 +89,7 @@ class Payload:
     def within(self, name: str, edit: "Edit") -> Mapping[str, Any]:
         """The edit of this member that comes of editing the object in it, or each of a list's."""
         raw = self._one(name)
-        edited = raw and _edited(raw, edit)
+        edited = raw and _edited(raw, edit, _at_most(_MOST_WITHIN))
         return {} if edited is None else {name: edited}
 
     def edited(self, edits: Mapping[str, Any]) -> Sequence[bytes | memoryview]:
@@ -141,21 +145,36 @@ Edit = Callable[[Payload], Mapping[str, Any]]
 """What to set in an object; nothing to leave it as it is."""
 
 
-def _edited(raw: msgspec.Raw, edit: Edit) -> msgspec.Raw | None:
+One = Callable[[], None]
+
+
+def _at_most(most: int) -> One:
+    """To be called for each of so many; it raises `InvalidJSON` for one more."""
+    seen = itertools.count(1)
+
+    def one() -> None:
+        if next(seen) > most:
+            raise InvalidJSON(f"The body has more than the {most:,} members allowed here.")
+
+    return one
+
+
+def _edited(raw: msgspec.Raw, edit: Edit, one: One) -> msgspec.Raw | None:
     """None: nothing changes, since it is no object, or `edit` wants nothing."""
     first = bytes(memoryview(raw)[:1])
     if first == b"{":
-        inner = Payload(memoryview(raw), checked=True)
+        inner = Payload(memoryview(raw), checked=True, one=one)
         edits = edit(inner)
         return msgspec.Raw(b"".join(inner.edited(edits))) if edits else None
     if first == b"[":
-        return _edited_list(memoryview(raw), edit)
+        return _edited_list(memoryview(raw), edit, one)
     return None
 
 
-def _edited_list(raw: memoryview, edit: Edit) -> msgspec.Raw | None:
+def _edited_list(raw: memoryview, edit: Edit, one: One) -> msgspec.Raw | None:
+    _count(raw, one)
     items = _items.decode(raw)
-    edited = [_edited(item, edit) for item in items]
+    edited = [_edited(item, edit, one) for item in items]
     if not any(edited):
         return None
     parts = _Parts(raw)
@@ -170,6 +189,26 @@ def _edited_list(raw: memoryview, edit: Edit) -> msgspec.Raw | None:
             parts.add(bytes(new))
     parts.keep(reach, len(raw))
     return msgspec.Raw(b"".join(parts.all))
+
+
+def _count(raw: memoryview, one: One) -> None:
+    """Calls `one` for each item, before there is an object for each: where it may be very many."""
+    windows = range(0, len(raw), _DECODE_UP_TO)
+    if sum(bytes(raw[at : at + _DECODE_UP_TO]).count(b",") for at in windows) < _MOST_WITHIN:
+        return
+
+    def counted(_: type, __: Any) -> _Item:
+        one()
+        return _ITEM
+
+    msgspec.json.Decoder(list[_Item], dec_hook=counted).decode(raw)
+
+
+class _Item:
+    __slots__ = ()
+
+
+_ITEM = _Item()
 
 
 def _after(pattern: re.Pattern[bytes], text: Buffer | memoryview, position: int) -> int:
@@ -217,12 +256,11 @@ def _decode(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
         raise InvalidJSON(f"The body is not valid JSON: {_reason(body, error)}.") from error
 
 
-def _members(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
-    seen = itertools.count(1)
+def _members(body: Buffer | memoryview, one: One | None = None) -> dict[_Key, msgspec.Raw]:
+    count = one or _at_most(_MOST_MEMBERS)
 
     def key(_: type, name: str) -> _Key:
-        if next(seen) > _MOST_MEMBERS:
-            raise InvalidJSON(f"The body has more than the {_MOST_MEMBERS:,} members allowed here.")
+        count()
         return _Key(name)
 
     return msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=key).decode(body)

@@ -292,6 +292,34 @@ async def test_upstreams_own_404_of_a_response_is_the_answer_and_speaks_against_
     assert (await gateway.get(f"/v1/responses/{id}", headers=ANN)).status_code == 200
 
 
+MANY = {
+    "items": b"{}," * 100_000 + b"{}",
+    "members": (b"{%b}," % b",".join([b'"a":1'] * 500)) * 200 + b"{}",
+}
+
+
+@pytest.mark.parametrize("items", MANY.values(), ids=MANY)
+async def test_a_conversation_of_countless_items_is_refused_before_it_costs_seconds(
+    gateway: Served, upstream: Upstream, items: bytes
+) -> None:
+    body = b'{"model": "m", "input": [%b]}' % items
+
+    reply = await gateway.post("/v1/responses", content=body, headers=ANN)
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
+    assert upstream.journal == []
+
+
+async def test_a_long_conversation_is_none_of_these(gateway: Served, upstream: Upstream) -> None:
+    text = "one, two, " * 20
+    items = [{"role": "user", "content": [{"type": "input_text", "text": text}]}] * 10_000
+
+    reply = await gateway.post("/v1/responses", json={"model": "m", "input": items}, headers=ANN)
+
+    assert reply.status_code == 200
+    assert len(upstream.journal[0].json["input"]) == 10_000
+
+
 @pytest.mark.parametrize("secret", ["", SECRET], ids=["no secret", "a secret"])
 async def test_nothing_is_rewritten_for_everybody_with_one_instance(
     serve: Serve, upstream: Upstream, secret: str
