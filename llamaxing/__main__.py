@@ -101,6 +101,9 @@ def _outbox_arguments(outbox: argparse.ArgumentParser) -> None:
 def _replay(wanted: argparse.Namespace) -> int:
     if wanted.log is None:
         return _upkeep(lambda it: upkeep.replay(it, wanted.sink))
+    if wanted.log != "-" and not Path(wanted.log).is_file():
+        sys.stderr.write(f"outbox: {wanted.log} is no file\n")
+        return 1
     with sys.stdin if wanted.log == "-" else Path(wanted.log).open(encoding="utf-8") as lines:
         return _upkeep(lambda it: upkeep.replay_log(it, lines))
 

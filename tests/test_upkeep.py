@@ -93,9 +93,11 @@ async def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, upstream: U
     no_folder = environ | {"OUTBOX_PATH": "/no/such/folder/outbox.db"}
 
     unknown = await command(tmp_path, environ, "outbox", "replay", "--sink", "mongodb")
+    no_log = await command(tmp_path, environ, "outbox", "replay", "--log", "shim.log")
     without = await command(tmp_path, no_sink, "outbox", "status")
     nowhere = await command(tmp_path, no_folder, "outbox", "status")
 
+    assert no_log == (1, "", "outbox: shim.log is no file\n")
     assert unknown == (1, "", "mongodb is not a sink of this gateway\n")
     assert without[0] == 1
     assert without[2].startswith("logging_client: there is no outbox without a sink")
