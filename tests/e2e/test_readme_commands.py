@@ -149,7 +149,7 @@ def commands(text: str) -> Sequence[str]:
         return re.findall(r"^\$ (.*)$", text, re.MULTILINE)
     if text.startswith(PROGRAM):
         return [text]
-    return re.split(r"(?<!\\)\n", text.strip())
+    return re.split(r"(?<!\\)\n(?! )", text.strip())
 
 
 def blocks(readme: Path) -> Sequence[str]:
