@@ -39,6 +39,7 @@ class Document:
     def __init__(self, name: str) -> None:
         self.name = name
         self.faults: list[str] = []
+        self._unfilled: set[str] = set()
 
     def fault(self, where: str, what: str) -> None:
         self.faults.append(": ".join(part for part in (self.name, where, what) if part))
@@ -82,7 +83,9 @@ class Document:
             return schema.model_validate(value)
         except ValidationError as error:
             for line in fault_lines(error, schema, where):
-                self.fault(*line)
+                # What is no URL yet may be one when its variable is set.
+                if line[0] not in self._unfilled:
+                    self.fault(*line)
             return None
 
     def unique(self, what: str, names: Sequence[tuple[str, str]]) -> None:
@@ -93,6 +96,7 @@ class Document:
                 self.fault(where, f"this {what} is taken by {first}; choose another")
 
     def _expanded(self, text: str, where: str, variables: Mapping[str, str]) -> str:
+        before = len(self.faults)
         if is_unresolved(text):
             self.fault(where, f"is {UNRESOLVED}")
         for name in _VARIABLE.findall(text):
@@ -102,6 +106,8 @@ class Document:
                 )
             elif is_unresolved(variables[name]):
                 self.fault(where, f"the variable ${{{name}}} is {UNRESOLVED}")
+        if len(self.faults) > before:
+            self._unfilled.add(where)
         return _VARIABLE.sub(lambda found: variables.get(found[1], found[0]), text)
 
 

@@ -210,6 +210,10 @@ MODELS = {
         [model({**OPENAI, "openai_api_key": "${NO}"})],
         "[0].instances[0].openai_api_key: the variable ${NO} is not set; set it, or write the value",
     ),
+    "unset variable of a URL": (
+        [model({**AZURE, "azure_endpoint": "${NO}"})],
+        "[0].instances[0].azure_endpoint: the variable ${NO} is not set; set it, or write the value",
+    ),
     "variable of an unresolved secret": (
         [model({**OPENAI, "openai_api_key": "${VAULT}"})],
         f"[0].instances[0].openai_api_key: the variable ${{VAULT}} {VAULT}",
