@@ -181,6 +181,12 @@ def fails_over(clone: Clone) -> None:
     assert found["b"]["answered"].get("200")
 
 
+def own(clone: Clone) -> None:
+    answers(clone, "gpt-6-luna", 401)
+    for name in (".env", "models.json", "identities.json"):
+        (clone.folder / name).unlink()
+
+
 def left_behind(*names: str) -> Callable[[Clone], None]:
     """What a block has put into the folder of the clone, which others do not expect there."""
 
@@ -208,6 +214,8 @@ READMES: Mapping[str, Sequence[Runs | IsNot]] = {
         Runs("python3 run.py"),
         Runs("curl -N http://localhost:8000", DONE),
         Runs("python -c 'from openai import OpenAI", r"\w"),
+        Runs("cp examples/02-simple-apikey/models.json"),
+        Runs("python3 run.py check", "callers are known by apikey", then=own),
         IsNot("python3 run.py test", "it is what runs this"),
         Runs("$ python3 run.py keys new", r'"id": "team-a", "api_keys"'),
         IsNot("AUTH_METHOD=jwt", "settings; tests/e2e/test_oidc.py has them"),
