@@ -1,5 +1,6 @@
 """The README, the examples and the reference say what the code does."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -85,6 +86,25 @@ def test_it_lists_every_endpoint() -> None:
     for endpoint in ENDPOINTS:
         assert f"`{endpoint.method} /v1/{endpoint.path}`" in README
         assert f"| `{endpoint.capability}` |" in README
+
+
+def test_the_errors_that_it_explains_are_ones_that_the_gateway_tells() -> None:
+    table = README.partition("## Troubleshooting")[2].partition("\n## ")[0]
+    seen = [row.split(" | ")[0] for row in re.findall(r"^\| (.*) \|$", table, re.MULTILINE)]
+    told = {
+        node.value
+        for file in ROOT.glob("llamaxing/**/*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+    codes = re.findall(r"\d `(\w+)`|event `(\w+)`", " ".join(seen))
+    assert len(codes) > 5
+    assert {one or other for one, other in codes} <= told
+    words = re.findall(r"\*([^*]+)\*", " ".join(seen))
+    assert len(words) > 5
+    long = {re.sub("%s|%r", "", it).strip(": ") for it in told if 15 < len(it) < 200}
+    assert [it for it in words if not any(part in it for part in long)] == []
 
 
 def test_the_table_of_clients_has_those_that_the_tests_run() -> None:
