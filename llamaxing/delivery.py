@@ -107,11 +107,16 @@ async def _decoded(records: Mapping[str, bytes]) -> tuple[list[Record], dict[str
 
     def decode() -> tuple[list[Record], dict[str, str]]:
         found, refused = [], {}
-        for id, record in records.items():
+        for id, text in records.items():
             try:
-                found.append(_decoder.decode(record))
+                record = _decoder.decode(text)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 refused[id] = "it cannot be read"
+                continue
+            if record.get("id") == id:
+                found.append(record)
+            else:
+                refused[id] = "it is the record of something else"
         return found, refused
 
     if sum(map(len, records.values())) < _DECODED_ON_THE_LOOP:

@@ -215,6 +215,20 @@ async def test_only_what_the_collection_refuses_is_refused(sink: Sink) -> None:
     assert [it["_id"] for it in await sink.found()] == ["a", "c"]
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [{"id": "b"}, {"id": "b", "attempts": 1}, record("b", started="yesterday")],
+    ids=["bare", "no list", "no date"],
+)
+async def test_what_is_no_record_of_ours_is_refused_and_holds_up_no_other(
+    sink: Sink, strange: dict[str, Any]
+) -> None:
+    refused = await sink.deliver(record("a"), strange, record("c"))
+
+    assert list(refused) == ["b"]
+    assert [it["_id"] for it in await sink.found()] == ["a", "c"]
+
+
 async def test_a_whole_that_the_collection_refuses_is_refused_though_its_beginning_is_there(
     sink: Sink,
 ) -> None:

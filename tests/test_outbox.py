@@ -222,10 +222,11 @@ async def test_what_a_sink_refuses_is_kept_and_comes_home_once_the_cause_is_mend
     assert sink.ids == ids(5)
 
 
-async def test_what_cannot_be_read_is_poison(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b"no JSON", b"{}", b'{"id": "0003"}'])
+async def test_what_is_not_this_record_is_poison(tmp_path: Path, text: bytes) -> None:
     sink = Scripted()
     async with running(made(tmp_path, sink=sink)) as outbox:
-        await outbox.put("0001", b"no JSON")
+        await outbox.put("0001", text)
         await outbox.put(*record(2))
         await sink.has(1)
 

@@ -166,11 +166,14 @@ class MongoDB:
         refused: dict[str, str] = {}
         limit = self._options.logging_client_mongodb_document_limit
         # The whole of an exchange after its beginning, where both are there.
-        for record in sorted(records, key=lambda record: bool(record["finished"])):
+        for record in sorted(records, key=lambda record: bool(record.get("finished"))):
             try:
                 documents[record["id"]] = document(record, limit)
             except (BSONError, ValueError) as error:
                 refused[record["id"]] = f"it cannot be written as BSON: {error}"
+            except (KeyError, TypeError, AttributeError) as error:
+                # Of another version, or by another hand: to try it again would mend nothing.
+                refused[record["id"]] = f"it is not made as a record is: {error!r}"
         return documents, refused
 
 
