@@ -25,12 +25,12 @@ from bench.rig import rig
 from bench.scenarios import Scale, Trial, load, warm
 from tests.services import Mongod
 
-_ROUNDS = 5
-_SCALE = Scale(seconds=4, warm=1_000, calls=0)
+_ROUNDS = 4
+_SCALE = Scale(seconds=3, warm=1_000, calls=0)
 # How many calls, by how many are made at a time; streams have so many chunks.
 _CALLS = {1: 600, 64: 2_000}
 _CHUNKS = 20
-_TURNS = 3
+_TURNS = 5
 
 Figures = dict[str, float]
 Found = dict[tuple[str, ...], list[Figures]]

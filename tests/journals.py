@@ -155,6 +155,10 @@ class Journal(Upstream):
             sent += [*counts, DONE]
         return Reply(200, SSE, sent, chunked=True, ends=kind.ends)
 
+    def not_left(self) -> set[str]:
+        """The calls that it has been asked for, and on which nobody has hung up."""
+        return {it.headers[_ID] for it in self.journal if not it.hung_up.is_set()}
+
     def asked_for(self) -> dict[str, list[Asked]]:
         """The requests that it got, by the ids of the calls."""
         found = defaultdict(list)

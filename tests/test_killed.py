@@ -115,7 +115,8 @@ class Load:
     journals: list[list[Said]] = field(default_factory=lambda: [[] for _ in range(CALLERS)])
     doubtful: set[str] = field(default_factory=set)
     """The calls that may not be recorded whole: of each caller what was going on at a kill, and
-    the one before it, which may have ended within the last write to the outbox."""
+    the one before it, which may have ended within the last write to the outbox. A call whose caller
+    has left goes on until the gateway leaves upstream, whatever the caller does meanwhile."""
     over: bool = False
 
     def __post_init__(self) -> None:
@@ -134,7 +135,11 @@ class Load:
 
     async def killed(self) -> None:
         self._serving.clear()
-        self.doubtful |= {said.id for journal in self.journals for said in journal[-2:]}
+        going_on = self.upstream.not_left()
+        for journal in self.journals:
+            left = [said for said in journal if kind_of(said.id).leaves]
+            self.doubtful |= {said.id for said in (*journal[-2:], *left[-2:])}
+            self.doubtful |= {said.id for said in left if said.id in going_on}
         await self.gateway.kill()
         await self.gateway.start()
         self._serving.set()
