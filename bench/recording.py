@@ -73,7 +73,7 @@ def frozen(mongod: Mongod) -> Iterator[None]:
 
 @contextmanager
 def refusing(mongod: Mongod) -> Iterator[None]:
-    mongod.fails("insert", errorCode=10107)
+    mongod.fails("insert", errorCode=13)
     yield
     mongod.heals()
 

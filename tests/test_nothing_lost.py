@@ -57,7 +57,7 @@ class Weather:
 
 
 def refuse(mongod: Mongod) -> None:
-    mongod.fails("insert", errorCode=10107)
+    mongod.fails("insert", errorCode=13)
 
 
 def write_and_not_say_so(mongod: Mongod) -> None:
