@@ -83,7 +83,8 @@ def existing(path: str) -> Path:
 
 def command(arguments: Sequence[str]) -> int:
     install(*GATEWAY)
-    child = start("-m", "llamaxing", *arguments, told={})
+    told = told_to_check(arguments[1:]) if arguments[0] == "check" else {}
+    child = start("-m", "llamaxing", *arguments, told=told)
     try:
         return child.wait()
     finally:
@@ -118,10 +119,7 @@ def bench(arguments: Sequence[str]) -> int:
 
 def serve(folder: Path, host: str, port: int) -> int:
     check_port(host, port)
-    settings = read_settings(folder)
-    upstream, told = choose(folder, settings)
-    told = {name: value for name, value in told.items() if not settings.get(name)}
-    local = told.get("MODELS_SOURCE", "").endswith(f"{EXAMPLE}/models.json")
+    upstream, told, local = chosen(folder)
     install(*GATEWAY, *([LOCAL] if local else []))
     children: dict[str, subprocess.Popen[str]] = {}
     try:
@@ -243,6 +241,23 @@ def pinned(package: str) -> str:
 
 
 # Which upstream
+
+
+def chosen(folder: Path) -> tuple[str, dict[str, str], bool]:
+    """`choose`, with what is said already left out, and whether it is the model on this machine."""
+    settings = read_settings(folder)
+    upstream, told = choose(folder, settings)
+    told = {name: value for name, value in told.items() if not settings.get(name)}
+    return upstream, told, told.get("MODELS_SOURCE", "").endswith(f"{EXAMPLE}/models.json")
+
+
+def told_to_check(arguments: Sequence[str]) -> dict[str, str]:
+    """What `serve` would be told of the same folder; the model on this machine is not started."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--folder", default=HERE, type=Path)
+    folder = options.parse_known_args(arguments)[0].folder
+    _, told, local = chosen(HERE / folder)
+    return {**told, **({"LOCAL_MODEL_URL": "http://localhost"} if local else {})}
 
 
 def choose(folder: Path, settings: Mapping[str, str]) -> tuple[str, dict[str, str]]:

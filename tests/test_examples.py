@@ -197,6 +197,33 @@ def test_a_folders_own_models_are_served_or_those_of_the_keys_there_are(
     assert told.get("MODELS_SOURCE") == expected
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environ", "models"),
+    [
+        ([], {"OPENAI_API_KEY": "k"}, "models-openai.json"),
+        (["--probe"], {}, "00-local-model/models.json"),
+        (["--folder", "examples/02-simple-apikey"], {"OPENAI_API_KEY": "k"}, None),
+        (["--folder=examples/demos"], {"MODELS_SOURCE": "env:MINE"}, None),
+    ],
+)
+def test_check_is_of_what_would_be_served(
+    run: ModuleType,
+    arguments: list[str],
+    environ: dict[str, str],
+    models: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    # A developer's own configuration is not that of a clone.
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    (tmp_path / "examples").symlink_to(PROJECT / "examples")
+    monkeypatch.setattr(run.os, "environ", environ)
+
+    told = run.told_to_check(arguments)
+
+    assert told.get("MODELS_SOURCE") == (models and f"file:{tmp_path / 'examples' / models}")
+
+
 def test_it_has_every_command_but_serve_which_is_its_own(run: ModuleType) -> None:
     usage = command_line._arguments().format_usage()
 
