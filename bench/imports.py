@@ -11,7 +11,7 @@ import sys
 MODULES = ("azure.identity", "pymongo")
 _PROGRAM = """
 import asyncio, importlib, sys, time
-import aiohttp, httpx, pydantic, llamaxing.build
+import httpx, pydantic, llamaxing.build
 
 async def main():
     gaps = []

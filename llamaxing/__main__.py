@@ -22,7 +22,7 @@ from llamaxing.logs import log
 from llamaxing.outbox import OutboxFailed
 from llamaxing.recording import Recording
 from llamaxing.simulate import command as simulate
-from llamaxing.upstream import AiohttpTransport
+from llamaxing.upstream import Upstreams
 
 # Those with which storage moves what waits in it.
 _CONNECTIONS = 32
@@ -111,7 +111,7 @@ def _replay(wanted: argparse.Namespace) -> int:
 def _upkeep(does: Callable[[Recording], AsyncIterator[str]]) -> int:
     async def run() -> None:
         environ = settings.environment(os.environ, Path.cwd())
-        async with AiohttpTransport(_CONNECTIONS) as transport:
+        async with Upstreams(_CONNECTIONS) as transport:
             found = Build(environ).recording(transport)
             try:
                 async for line in does(found):

@@ -40,7 +40,7 @@ from llamaxing.reference import Reference
 from llamaxing.relay import Streams
 from llamaxing.selection import Pauses, Selector
 from llamaxing.settings import Settings
-from llamaxing.upstream import AiohttpTransport, Timeouts
+from llamaxing.upstream import Timeouts, Upstreams
 
 T = TypeVar("T", bound=BaseModel)
 V = TypeVar("V")
@@ -71,7 +71,7 @@ def triggers(environ: Mapping[str, str]) -> Sequence[Trigger]:
 
     Raises `ConfigurationError`.
     """
-    found = Build(environ).recording(AiohttpTransport(_TO_QUEUES))
+    found = Build(environ).recording(Upstreams(_TO_QUEUES))
     return [it for outbox in found.outboxes for it in outbox.triggers.values()]
 
 
@@ -117,7 +117,7 @@ class Build:
         if chosen is None:
             raise ConfigurationError.all(self._errors)
         log.setLevel(LEVELS[chosen.debug_level])
-        transport = AiohttpTransport(chosen.upstream_connections)
+        transport = Upstreams(chosen.upstream_connections)
         build = self._sidecar if chosen.app_mode == "sidecar" else self._all
         try:
             return await build(chosen, transport)
@@ -125,14 +125,14 @@ class Build:
             await transport.aclose()
             raise
 
-    def recording(self, transport: AiohttpTransport) -> Recording:
+    def recording(self, transport: Upstreams) -> Recording:
         """What it records with, alone; nothing is opened. Raises `ConfigurationError`."""
         chosen = self._read(Settings)
         if chosen is None:
             raise ConfigurationError.all(self._errors)
         return recording(chosen, self._surroundings(transport), self._hosting.on_azure)
 
-    async def _all(self, chosen: Settings, transport: AiohttpTransport) -> Built:
+    async def _all(self, chosen: Settings, transport: Upstreams) -> Built:
         surroundings = self._surroundings(transport)
         self._check(chosen)
         self._methods = self._authenticators(chosen, surroundings)
@@ -167,7 +167,7 @@ class Build:
         )
         return Built(gateway, live, forward, chosen)
 
-    async def _sidecar(self, chosen: Settings, transport: AiohttpTransport) -> Built:
+    async def _sidecar(self, chosen: Settings, transport: Upstreams) -> Built:
         from llamaxing.sidecar import Sidecar
 
         surroundings = self._surroundings(transport)
@@ -190,7 +190,7 @@ class Build:
         )
         return Built(sidecar, sidecar.live, forward, chosen)
 
-    def _forwarder(self, chosen: Settings, transport: AiohttpTransport, total: float) -> Forwarder:
+    def _forwarder(self, chosen: Settings, transport: Upstreams, total: float) -> Forwarder:
         return Forwarder(
             transport,
             Selector(random.Random(), _pauses(chosen), self._clock),
@@ -199,7 +199,7 @@ class Build:
             Tokens(self._environ),
         )
 
-    def _surroundings(self, transport: AiohttpTransport) -> plugins.Surroundings:
+    def _surroundings(self, transport: Upstreams) -> plugins.Surroundings:
         # It would log each call with its query, where a signature may stand.
         logging.getLogger("httpx").setLevel(logging.WARNING)
         # No proxy is asked for, as with upstreams; what serves them serves this too.

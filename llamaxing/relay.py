@@ -56,6 +56,7 @@ async def relay(
     framer = sse.Framer() if events else None
     passing = _passing(answer, framer) if framer else None
     last = exchange.endpoint.last
+    chatty = log.isEnabledFor(CHUNKS)
     ends = exchange.started + longest
     broken: GatewayError
     try:
@@ -65,12 +66,14 @@ async def relay(
                 if exchange.first_byte is None:
                     exchange.first_byte = now
                 exchange.reply.add(chunk)
-                log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
+                if chatty:
+                    log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
                 whole = framer.feed(chunk) if framer else []
                 if passed := passing.feed(chunk, whole) if passing else chunk:
                     yield passed
-                if any(ends_stream(event, last) for event in whole):
-                    exchange.complete = True
+                for event in whole:
+                    if ends_stream(event, last):
+                        exchange.complete = True
             elif framer and not framer.within_event:
                 yield KEEP_ALIVE
             if now > ends:

@@ -19,7 +19,7 @@ from llamaxing.errors import ConfigurationError
 from llamaxing.outbox import OutboxFailed, Refused, Waiting
 from llamaxing.outbox.azure_queue import AzureQueueOutbox
 from llamaxing.plugins import Surroundings
-from llamaxing.upstream import AiohttpTransport
+from llamaxing.upstream import Upstreams
 from tests.conftest import Served, configure, model, openai
 from tests.e2e import command, functions_app
 from tests.fakes import CHAT, COMPLETION, Upstream
@@ -37,7 +37,7 @@ class OnTheWay(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self.asked: list[httpx.Request] = []
         self.fails: Callable[[httpx.Request], bool] = lambda _: False
-        self._transport = AiohttpTransport(100)
+        self._transport = Upstreams(100)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(request)
@@ -281,7 +281,7 @@ async def test_a_key_that_is_refused_is_told_without_it(azurite: Azurite, prefix
     queue = f"AccountName={azurite.account};AccountKey=c3RyYW5nZXI=;QueueEndpoint="
     text = f"{queue}{azurite.queue_url};BlobEndpoint={azurite.blob_url}"
     deliveries = {"sink": Delivery("sink", Scripted(), 30, Pace())}
-    async with AiohttpTransport(1) as transport:
+    async with Upstreams(1) as transport:
         surroundings = Surroundings(
             {"AzureWebJobsStorage": text}, httpx.AsyncClient(transport=transport)
         )

@@ -21,7 +21,7 @@ from llamaxing.http import Request
 from llamaxing.identity import Identities, Identity
 from llamaxing.recorder import Recorder
 from llamaxing.selection import Selector
-from llamaxing.upstream import AiohttpTransport, Timeouts
+from llamaxing.upstream import Timeouts, Upstreams
 from tests.conftest import Serve, Served, model, openai
 from tests.fakes import CHAT, DONE, Upstream, chunk
 
@@ -369,7 +369,7 @@ async def test_a_fault_of_ours_is_500_with_its_reason_in_the_log_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     recorder = Recorder([], copy_up_to=0)
-    forward = Forwarder(AiohttpTransport(1), Selector(random.Random()), Timeouts(), 1, Tokens({}))
+    forward = Forwarder(Upstreams(1), Selector(random.Random()), Timeouts(), 1, Tokens({}))
     nothing = Configuration(Catalog([]), Identities(), "1")
     live = SimpleNamespace(look=lambda: None, current=nothing)
     gateway = Gateway(live, [Broken()], forward, recorder)  # type: ignore[arg-type]

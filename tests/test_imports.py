@@ -29,6 +29,8 @@ LAYERS = [
     ["form"],
     ["catalog", "upstream", "payload", "copies"],
     ["providers", "auth", "sinks", "sources"],
+    ["pool"],
+    ["http1"],
     ["issuers"],
     ["credentials", "plugins", "jwks"],
     ["headers", "exchange", "cors", "clock", "hosting"],
@@ -36,7 +38,7 @@ LAYERS = [
     ["identity", "sse", "fitting", "generation", "merging"],
     ["endpoints", "document", "trimming"],
     ["http"],
-    ["errors", "logs", "otlp"],
+    ["errors", "logs", "otlp", "patience"],
     ["__init__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

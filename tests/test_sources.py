@@ -18,7 +18,7 @@ from llamaxing.build import Build
 from llamaxing.errors import ConfigurationError
 from llamaxing.sources import MOST, Reading, Source
 from llamaxing.sources.file import FileSource
-from llamaxing.upstream import AiohttpTransport
+from llamaxing.upstream import Upstreams
 from tests.e2e import command
 from tests.fakes import Reply, Upstream
 
@@ -207,7 +207,7 @@ async def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    transport = AiohttpTransport(10)
+    transport = Upstreams(10)
     async with Upstream(tls) as server, httpx.AsyncClient(transport=transport) as client:
         yield server, client
 

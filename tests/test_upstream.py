@@ -8,7 +8,7 @@ import httpx
 import pytest
 import trustme
 
-from llamaxing.upstream import AiohttpTransport, Asked, Content
+from llamaxing.upstream import Asked, Content, Upstreams
 from tests.conftest import Serve, Served, model, openai
 from tests.fakes import CHAT, DONE, Upstream, chunk
 
@@ -101,7 +101,7 @@ async def test_a_reply_that_ends_within_its_headers_is_not_asked_for_again_on_a_
 
 async def test_a_body_of_many_parts_is_sent_as_one_and_again(upstream: Upstream) -> None:
     content = Content([b"a" * 200_000, memoryview(b"b" * 300_000), b"c"])
-    transport = AiohttpTransport(10)
+    transport = Upstreams(10)
     for _ in range(2):
         head = {"content-length": str(content.length)}
         answered = await transport.send(Asked("POST", upstream.url("i1"), head, content))
@@ -117,7 +117,7 @@ async def test_a_body_of_many_parts_is_sent_as_one_and_again(upstream: Upstream)
     [("http://127.0.0.1:9/", httpx.ConnectError), ("ftp://127.0.0.1/", httpx.UnsupportedProtocol)],
 )
 async def test_errors_are_httpxs(url: str, error: type[Exception]) -> None:
-    transport = AiohttpTransport(10)
+    transport = Upstreams(10)
 
     with pytest.raises(error):
         await transport.send(Asked("POST", url, {}, Content([])))
@@ -125,7 +125,7 @@ async def test_errors_are_httpxs(url: str, error: type[Exception]) -> None:
 
 
 async def test_the_transport_is_for_httpxs_own_client_too(upstream: Upstream) -> None:
-    async with httpx.AsyncClient(transport=AiohttpTransport(10)) as client:
+    async with httpx.AsyncClient(transport=Upstreams(10)) as client:
         reply = await client.post(upstream.url("i1"), json=CHAT)
 
     assert reply.status_code == 200

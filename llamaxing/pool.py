@@ -1,0 +1,171 @@
+"""Connections to upstreams: kept when they are free, opened when there is none, bounded in all."""
+
+import asyncio
+import functools
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import aiohappyeyeballs
+import httpx
+
+from llamaxing.http1 import Connection
+
+# Seconds for which an address is known that was looked up.
+_KNOWN = 10.0
+# Seconds after which the next of several addresses is tried as well: RFC 8305 section 5.
+_NEXT_ADDRESS = 0.25
+
+Address = aiohappyeyeballs.AddrInfoType
+
+
+class Place(NamedTuple):
+    """Where a connection leads."""
+
+    host: str
+    port: int
+    tls: bool
+
+
+class Pool:
+    """`limit`: how many connections there may be at once, to all places together; whoever comes
+    then waits for one. One that is free is kept for `kept` seconds."""
+
+    def __init__(self, limit: int, kept: float = 60.0) -> None:
+        self._limit = limit
+        self._kept = kept
+        self._all: set[Connection] = set()
+        self._connecting = 0
+        self._free: dict[Place, deque[tuple[float, Connection]]] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._known: dict[Place, tuple[float, asyncio.Task[Sequence[Address]]]] = {}
+        # One for all connections, made when the first needs it: it costs tens of milliseconds.
+        self._tls = functools.cache(httpx.create_ssl_context)
+
+    async def take(self, place: Place, within: float | None) -> Connection:
+        """One that nobody else has, which is free again when its reply is whole. `within`: seconds
+        to connect. Raises httpx.ConnectError and httpx.ConnectTimeout."""
+        while True:
+            if (found := self._found(place)) is not None:
+                return found
+            if len(self._all) + self._connecting < self._limit:
+                return await self._opened(place, within)
+            self._make_room()
+            await self._room()
+
+    def close(self) -> None:
+        for connection in list(self._all):
+            connection.abort()
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    def _found(self, place: Place) -> Connection | None:
+        free = self._free.get(place)
+        while free:
+            since, connection = free.pop()
+            if not connection.closed and _now() - since < self._kept:
+                return connection
+            connection.abort()
+        return None
+
+    def _make_room(self) -> None:
+        """Ends one that is free elsewhere."""
+        for free in self._free.values():
+            if free:
+                free.popleft()[1].abort()
+                return
+
+    async def _room(self) -> None:
+        """Returns when there may be some."""
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(news)
+        try:
+            await news
+        except asyncio.CancelledError:
+            if news.done() and not news.cancelled():
+                self._tell()
+            raise
+
+    def _tell(self) -> None:
+        while self._waiting:
+            news = self._waiting.popleft()
+            if not news.done():
+                news.set_result(None)
+                return
+
+    async def _opened(self, place: Place, within: float | None) -> Connection:
+        self._connecting += 1
+        try:
+            async with asyncio.timeout(within):
+                connection = await self._connect(place)
+        except TimeoutError as error:
+            raise httpx.ConnectTimeout("no connection in time") from error
+        except OSError as error:
+            raise httpx.ConnectError(f"no connection: {error}") from error
+        else:
+            if not connection.closed:
+                self._all.add(connection)
+            return connection
+        finally:
+            self._connecting -= 1
+            self._tell()
+
+    async def _connect(self, place: Place) -> Connection:
+        loop = asyncio.get_running_loop()
+        opened = await aiohappyeyeballs.start_connection(
+            await self._addresses(place), happy_eyeballs_delay=_NEXT_ADDRESS, loop=loop
+        )
+        try:
+            _, connection = await loop.create_connection(
+                lambda: Connection(functools.partial(self._freed, place), self._lost),
+                sock=opened,
+                ssl=self._tls() if place.tls else None,
+                server_hostname=place.host if place.tls else None,
+            )
+        except BaseException:
+            opened.close()
+            raise
+        return connection
+
+    async def _addresses(self, place: Place) -> Sequence[Address]:
+        """Looked up once for all who ask at a time."""
+        until, known = self._known.get(place, (0.0, None))
+        if known is None or (known.done() and (until < _now() or known.exception())):
+            known = asyncio.create_task(_looked_up(place))
+            # Nobody may be left to see that it failed.
+            known.add_done_callback(lambda it: it.cancelled() or it.exception())
+            self._known[place] = (_now() + _KNOWN, known)
+        return await asyncio.shield(known)
+
+    def _freed(self, place: Place, connection: Connection) -> None:
+        self._free.setdefault(place, deque()).append((_now(), connection))
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(self._kept, self._sweep_up)
+        self._tell()
+
+    def _lost(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        self._tell()
+
+    def _sweep_up(self) -> None:
+        """Ends those that nobody has wanted for long."""
+        self._sweep = None
+        oldest = _now() - self._kept
+        for place, free in list(self._free.items()):
+            while free and (free[0][0] <= oldest or free[0][1].closed):
+                free.popleft()[1].abort()
+            if not free:
+                del self._free[place]
+        if self._free:
+            self._sweep = asyncio.get_running_loop().call_later(self._kept, self._sweep_up)
+
+
+async def _looked_up(place: Place) -> Sequence[Address]:
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
