@@ -234,7 +234,7 @@ READMES: Mapping[str, Sequence[Runs | IsNot]] = {
         IsNot("python3 -m venv .venv-func", CORE_TOOLS),
         Runs("python -m llamaxing simulate", then=left_behind("models.json")),
         IsNot("python -m llamaxing keys new --id me", CORE_TOOLS),
-        IsNot("curl -N http://localhost:7071", CORE_TOOLS),
+        IsNot("KEY=llx-…", CORE_TOOLS),
         IsNot("azd auth login", AZURE),
         IsNot("az storage blob upload", AZURE),
         IsNot("azd env set OPENAI_ACCOUNTS", AZURE),
