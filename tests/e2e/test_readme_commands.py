@@ -21,7 +21,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tests.clients import ENVIRON
-from tests.services import PROJECT, free_port, wait_until_answers
+from tests.services import PROJECT, cannot_be_had, free_port, wait_until_answers
 
 EXAMPLES = sorted(PROJECT.glob("examples/**/README.md"))
 PROGRAM = "python -c "
@@ -40,9 +40,8 @@ SERVES = {
 
 @dataclass(frozen=True)
 class Runs:
-    """A block that is run. What it prints, or a server that it starts answers with, has to hold
-    `prints`; `then` looks at what came of it. `environ` is what its text says to have set, `given`
-    a file that it says is there.
+    """A block that is run, and what has to be found in what it prints. `then` looks at what came of
+    it. `environ` is what its text says to have set, `given` a file that it says is there.
     """
 
     begins: str
@@ -75,13 +74,9 @@ class Clone:
         (self.folder / ".venv").symlink_to(sys.prefix)
         for sample in self.folder.glob("examples/**/.env.sample"):
             sample.write_text(self.ported(sample.read_text()))
-        programs = folder / "bin"
-        programs.mkdir()
-        for name in ("python", "python3"):
-            (programs / name).symlink_to(sys.executable)
         base = f"{self.url('gateway')}/v1"
         self.environ = {**ENVIRON, "HOME": str(folder), "LLAMAXING_BASE_URL": base}
-        self.environ["PATH"] = f"{Path(sys.executable).parent}:{programs}:{os.environ['PATH']}"
+        self.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def url(self, server: str) -> str:
         return f"http://127.0.0.1:{self.ports[server]}"
@@ -315,6 +310,8 @@ READMES: Mapping[str, Sequence[Runs | IsNot]] = {
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    if missing := [it for it in ("bash", "curl", "git") if shutil.which(it) is None]:
+        cannot_be_had(f"the READMEs are followed with {' and '.join(missing)}")
     return Clone(tmp_path_factory.mktemp("clone"))
 
 
