@@ -65,8 +65,6 @@ _REPLAY = "UPDATE outbox SET poison = NULL, due = ? WHERE sink = ? AND poison IS
 _PURGE = "DELETE FROM outbox WHERE sink = ? AND (poison IS NOT NULL) = ?"
 # Seconds that a process waits for the others' commits.
 _BUSY = 5.0
-# Pages, of 4 KiB, in the log beside the file before they go into it.
-_PAGES_IN_LOG = 4000
 # Bytes that are added before the size of the file is looked at again.
 _UNSEEN = 16 * 1024 * 1024
 
@@ -212,8 +210,6 @@ class SQLiteOutbox:
             if mode != b"wal":
                 raise sqlite3.OperationalError("processes cannot share a file on this disk (WAL)")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            # Most records are delivered and gone before they would be written a second time.
-            connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES_IN_LOG}")
             [version] = connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):
                 raise sqlite3.OperationalError(f"it is of version {version}, and not {_VERSION}")
