@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from markdown_it import MarkdownIt
 
 from llamaxing import plugins, settings
 from llamaxing.catalog import model_schema, read_models
@@ -105,6 +106,22 @@ def test_the_errors_that_it_explains_are_ones_that_the_gateway_tells() -> None:
     assert len(words) > 5
     long = {re.sub("%s|%r", "", it).strip(": ") for it in told if 15 < len(it) < 200}
     assert [it for it in words if not any(part in it for part in long)] == []
+
+
+def test_what_it_leads_to_is_there() -> None:
+    tokens = MarkdownIt().parse(README)
+    headings = [tokens[at + 1].content for at, it in enumerate(tokens) if it.type == "heading_open"]
+    # As GitHub calls them.
+    anchors = {re.sub(r"[^\w -]", "", it.lower()).replace(" ", "-") for it in headings}
+    links = re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", README)
+    pictures = re.findall(r'(?:src|srcset)="([^"]+)"', README)
+
+    assert len(links) > 30
+    assert len(pictures) == 3
+    assert [
+        it for it in (*(path for path, _ in links), *pictures) if not (ROOT / it).exists()
+    ] == []
+    assert {anchor for path, anchor in links if not path} <= anchors
 
 
 def test_the_table_of_clients_has_those_that_the_tests_run() -> None:
