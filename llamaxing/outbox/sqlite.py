@@ -42,13 +42,14 @@ INSERT INTO outbox (sink, id, added, due, record) VALUES {rows}
 ON CONFLICT (sink, id) DO UPDATE SET added = excluded.added, due = excluded.due,
     record = excluded.record, poison = NULL
 """
+# What is added up is lengths alone: the records themselves would be copied on the way.
 _TAKE = """
 SELECT group_concat(id || ' ' || record, char(10)), count(*) FROM (
-    SELECT id, record, sum(length(record)) OVER (ORDER BY due, id) AS size FROM (
-        SELECT id, record, due FROM outbox WHERE sink = ? AND poison IS NULL AND due <= ?
-        ORDER BY due LIMIT ?
+    SELECT row, length, sum(length) OVER (ORDER BY due, row ROWS UNBOUNDED PRECEDING) AS size FROM (
+        SELECT rowid AS row, length(record) AS length, due FROM outbox
+        WHERE sink = ? AND poison IS NULL AND due <= ? ORDER BY due LIMIT ?
     )
-) WHERE size <= ? OR size = length(record)
+) JOIN outbox ON outbox.rowid = row WHERE size <= ? OR size = length
 """
 _LEASE = """
 UPDATE outbox SET due = ? WHERE sink = ? AND id IN (SELECT value FROM json_each(?))
