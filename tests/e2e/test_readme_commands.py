@@ -221,7 +221,6 @@ READMES: Mapping[str, Sequence[Runs | IsNot]] = {
             "a call, as in examples/demos/langfuse_traces.py",
         ),
         Runs("python3 run.py outbox status", "jsonl: 0 waiting", RECORDS, "shim.log"),
-        Runs("python3 run.py outbox status", "jsonl: 0 waiting", RECORDS),
         Runs("python3 run.py simulate --fault a:429", then=fails_over),
         IsNot("instance  200  429", f"{SHOWN}tests/test_simulate.py"),
         IsNot("LLMock resilience verdict: 22", f"{SHOWN}tests/e2e/test_llmock.py"),
