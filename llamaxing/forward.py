@@ -168,7 +168,9 @@ class Forwarder:
         except ConnectionError as error:
             log.error("instance %s cannot be called: %s", instance.id, error)
             return Failure(UpstreamAuth(name))
-        except (httpx.ConnectError, httpx.TimeoutException, httpx.ReadError):
+        except (httpx.ConnectError, httpx.TimeoutException, httpx.ReadError) as error:
+            # Nothing else tells a name that is not known from a port that is closed.
+            log.warning("instance %s cannot be reached: %s", instance.id, error)
             return Failure(UpstreamUnreachable(name))
         except httpx.TransportError:
             return Failure(UpstreamBadResponse(name, "something that is not HTTP"))

@@ -205,6 +205,19 @@ async def test_when_nobody_can_be_reached_it_is_502_without_a_host_name(serve: S
     assert "127.0.0.1" not in reply.text
 
 
+async def test_the_log_says_why_an_instance_could_not_be_reached(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = {"id": "i0", "provider": "openai", "openai_api_key": "k"}
+    gateway = await serve([model({**nobody, "openai_base_url": "http://127.0.0.1:9/v1"})])
+
+    await gateway.post("/v1/chat/completions", json=CHAT)
+
+    told = [it.getMessage() for it in caplog.records if "cannot be reached" in it.getMessage()]
+    assert [line.partition(": ")[0] for line in told] == ["instance i0 cannot be reached"]
+    assert "('127.0.0.1', 9)" in told[0]
+
+
 async def test_a_stream_without_a_header_in_time_goes_to_another_instance(
     upstream: Upstream, serve: Serve
 ) -> None:
