@@ -330,7 +330,7 @@ async def test_the_version_is_in_each_record_and_in_health_for_those_who_may_cal
     await gateway.post(PATH, json=CHAT, headers=key)
     detail = (await gateway.get("/health/ready", headers=key)).json()["configuration"]
 
-    assert gateway.records[0]["configuration"] == detail["version"]
+    assert (await gateway.recorded())[0]["configuration"] == detail["version"]
     assert detail["models"]["source"] == "models.json"
     assert detail["identities"]["stale_since"] is None
     for other in ({}, {"api-key": "wrong"}):

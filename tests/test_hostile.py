@@ -179,4 +179,4 @@ async def test_whatever_a_caller_sends_is_answered_or_refused(
     for asked in upstream.journal:
         if content_type == "application/json":
             assert "observation_metadata" not in asked.json
-    assert len(gateway.records) == len(replies)
+    assert len(await gateway.recorded(len(replies))) == len(replies)
