@@ -27,7 +27,7 @@ async function main() {
     runScripts: "dangerously", pretendToBeVisual: true, virtualConsole, beforeParse: withWhatBrowsersHave,
   });
   const find = (id) => window.document.getElementById(id);
-  await until(() => find("model").value);
+  await until(() => find("model").value || find("key").validationMessage);
   if (message) {
     find("message").value = message;
     find("form").requestSubmit();
@@ -36,7 +36,7 @@ async function main() {
   const all = (query) => [...window.document.querySelectorAll(query)].map((it) => it.textContent);
   console.log(JSON.stringify({
     faults, model: find("model").value, answer: find("answer").textContent, status: find("status").textContent,
-    fault: find("fault").textContent, endpoints: all("#list summary .path"), codes: all("#codes code"),
+    key: find("key-hint").textContent, fault: find("fault").textContent, endpoints: all("#list summary .path"), codes: all("#codes code"),
   }));
   process.exit();
 }

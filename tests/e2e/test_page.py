@@ -66,3 +66,22 @@ async def test_a_refusal_stands_where_the_answer_would(
     assert page["answer"] == ""
     assert page["fault"].startswith("429 ")
     assert "Try again in 7 s." in page["fault"]
+
+
+async def test_a_key_that_is_wanted_is_asked_for_at_its_field(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    models = [
+        {"id": "m", "capabilities": ["chat_completions"], "instances": [simulator.openai("page")]}
+    ]
+    (tmp_path / "models.json").write_text(json.dumps(models))
+    (tmp_path / "identities.json").write_text('[{"id": "ann", "auth_key": "k"}]')
+
+    async with uvicorn_shim(
+        {"AUTH_METHOD": "apikey", "IDENTITY_STORE": "json"}, tmp_path
+    ) as gateway:
+        page = await opened(f"{gateway.url}/")
+
+    assert page["faults"] == []
+    assert page["key"] == "Calls need a key here, or a token."
+    assert page["model"] == ""
