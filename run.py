@@ -128,7 +128,7 @@ def serve(folder: Path, host: str, port: int) -> int:
             told["LOCAL_MODEL_URL"] = start_model(children)
         where = ["--folder", str(folder), "--host", host, "--port", str(port)]
         children["gateway"] = start("-m", "llamaxing", "serve", *where, told=told)
-        introduce(host, port, upstream, children)
+        introduce(host, port, upstream, children, page=has_page(read_settings(folder)))
         while True:
             check(children)
             time.sleep(0.2)
@@ -284,6 +284,12 @@ def choose(folder: Path, settings: Mapping[str, str]) -> tuple[str, dict[str, st
     }
 
 
+def has_page(settings: Mapping[str, str]) -> bool:
+    """Whether there is a page at `/`: a sidecar has none, and it can be left out."""
+    shown = settings.get("APP_PAGE", "true").lower() not in ("false", "0", "no", "off", "f", "n")
+    return shown and settings.get("APP_MODE") != "sidecar"
+
+
 def read_settings(folder: Path) -> dict[str, str]:
     """The environment over .env. The gateway reads both itself; this is to choose by."""
     file = folder / ".env"
@@ -359,7 +365,12 @@ def check_port(host: str, port: int) -> None:
 
 
 def introduce(
-    host: str, port: int, upstream: str, children: Mapping[str, subprocess.Popen[str]]
+    host: str,
+    port: int,
+    upstream: str,
+    children: Mapping[str, subprocess.Popen[str]],
+    *,
+    page: bool,
 ) -> None:
     local = host in {"127.0.0.1", "0.0.0.0"}
     url = f"http://{'localhost' if local else f'[{host}]' if ':' in host else host}:{port}"
@@ -375,11 +386,11 @@ def introduce(
     key = " -H 'authorization: Bearer YOUR-KEY'" if status == 401 else ""
     messages = [{"role": "user", "content": "Say hello."}]
     body = json.dumps({"model": [*chat, "MODEL"][0], "stream": True, "messages": messages})
+    where = [f"base URL   {url}/v1", *([f"page       {url}/"] if page else [])]
+    shown = "\n  ".join([*where, f"upstream   {upstream}"])
     say(f"""the gateway is up
 
-  base URL   {url}/v1
-  page       {url}/
-  upstream   {upstream}
+  {shown}
 
   curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'
 """)

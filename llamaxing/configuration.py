@@ -216,7 +216,7 @@ class Live:
             identities = self._identities.value if self._identities else Identities()
             self.current = Configuration(self._models.value, identities, version)
             log.info(
-                "configuration %s: %d models, %d identities",
+                "configuration %s: models=%d identities=%d",
                 version,
                 len(self.current.catalog.models),
                 len(identities),

@@ -41,7 +41,7 @@ async def purge(recording: Recording, sink: str | None, *, poison: bool) -> Asyn
 
 def _outbox(recording: Recording) -> Outbox:
     if not recording.outboxes:
-        fault = "logging_client: there is no outbox without a sink; set this, or the other settings"
+        fault = "logging_client: nothing is recorded here; set it, or observability_client"
         raise ConfigurationError([fault], ["logging_client"])
     return recording.outboxes[0]
 

@@ -198,6 +198,16 @@ def test_a_folders_own_models_are_served_or_those_of_the_keys_there_are(
 
 
 @pytest.mark.parametrize(
+    ("settings", "there"),
+    [({}, True), ({"APP_PAGE": "False"}, False), ({"APP_MODE": "sidecar"}, False)],
+)
+def test_the_page_is_named_where_there_is_one(
+    run: ModuleType, settings: dict[str, str], there: bool
+) -> None:
+    assert run.has_page(settings) is there
+
+
+@pytest.mark.parametrize(
     ("arguments", "environ", "models"),
     [
         ([], {"OPENAI_API_KEY": "k"}, "models-openai.json"),

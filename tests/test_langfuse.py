@@ -856,7 +856,7 @@ async def test_traces_wait_while_langfuse_is_away_and_callers_do_not(
     while "langfuse refuses records for good" not in caplog.text:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     environ = configure(tmp_path, models, [team("a", "pk", "sk-new"), TEAMS[1]]) | settings
-    while caplog.text.count(": 1 models, 2 identities") < 2:
+    while caplog.text.count(": models=1 identities=2") < 2:
         await gateway.get("/v1/models", headers={"api-key": "key-b"})
     code, out, _ = await command(tmp_path, environ, "outbox", "replay")
     while {told(it) for it in langfuse.arrived} != called:  # noqa: ASYNC110

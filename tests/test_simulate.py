@@ -317,6 +317,8 @@ def test_a_behaviour_that_cannot_be_is_400_and_changes_nothing(simulator: Simula
     for wrong in ({"faults": {"no": 1}}, {"unknown": 1}, [], {"latency": "x"}):
         reply = httpx.put(f"{simulator.url}/odd", json=wrong, trust_env=False)
         assert reply.status_code == 400, wrong
+    unknown = httpx.put(f"{simulator.url}/odd", json={"latncy": 1}, trust_env=False).json()
     shown = httpx.get(simulator.url, trust_env=False).json()["odd"]
 
     assert shown["behaviour"]["faults"] == {}
+    assert unknown["error"].startswith("'latncy' is not known; use latency, chunk_latency, ")

@@ -100,5 +100,5 @@ async def test_what_cannot_be_done_is_said_in_a_line(tmp_path: Path, upstream: U
     assert no_log == (1, "", "outbox: shim.log is no file\n")
     assert unknown == (1, "", "mongodb is not a sink of this gateway\n")
     assert without[0] == 1
-    assert without[2].startswith("logging_client: there is no outbox without a sink")
+    assert without[2].startswith("logging_client: nothing is recorded")
     assert nowhere == (1, "", "outbox: /no/such/folder/outbox.db: No such file or directory\n")

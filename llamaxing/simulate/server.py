@@ -16,17 +16,18 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from aiohttp import web
 
-from llamaxing.simulate.behaviour import FAULTS
+from llamaxing.simulate.behaviour import FAULTS, Behaviour
 from llamaxing.simulate.service import EVENTS, Asked, Reply, Service
 
 _LARGEST_BODY = 2**30
 # Seconds that a token is good for.
 _LIFETIME = 24 * 60 * 60
+_BEHAVIOUR = [field.name for field in fields(Behaviour)]
 # SO_LINGER: on, for no time.
 _AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
@@ -84,7 +85,10 @@ class Simulator:
     async def _change(self, request: web.Request) -> web.Response:
         service = self._services[request.match_info["instance"]]
         try:
-            service.behave(replace(service.behaviour, **await request.json()))
+            wanted = await request.json()
+            if unknown := [name for name in wanted if name not in _BEHAVIOUR]:
+                raise ValueError(f"{unknown[0]!r} is not known; use {', '.join(_BEHAVIOUR)}")
+            service.behave(replace(service.behaviour, **wanted))
         except (TypeError, ValueError, AttributeError) as error:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response(asdict(service.behaviour))
