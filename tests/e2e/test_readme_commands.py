@@ -216,7 +216,8 @@ READMES: Mapping[str, Sequence[Runs | IsNot]] = {
         Runs("$ python3 run.py keys new", r'"id": "team-a", "api_keys"'),
         IsNot("AUTH_METHOD=jwt", "settings; tests/e2e/test_oidc.py has them"),
         IsNot('[\n  {"id": "ann"', JSON),
-        IsNot("SIDECAR_UPSTREAM_URL=", f"{ENTRA}, and tests/e2e/test_sidecar.py"),
+        IsNot("SIDECAR_UPSTREAM_URL=", "settings; tests/e2e/test_sidecar.py has them"),
+        IsNot("$ APP_MODE=sidecar", f"{ENTRA}, and tests/e2e/test_sidecar.py"),
         IsNot(
             "python -c 'client.chat.completions.create",
             "a call, as in examples/demos/langfuse_traces.py",
