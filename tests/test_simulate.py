@@ -21,6 +21,7 @@ from llamaxing.headers import retry_after
 from llamaxing.simulate import command
 from llamaxing.simulate.behaviour import FORMS, Behaviour, Limit, go
 from llamaxing.simulate.service import Asked, Service
+from tests.conftest import Serve
 from tests.fakes import Clock
 from tests.services import PROJECT, Simulator
 
@@ -322,3 +323,33 @@ def test_a_behaviour_that_cannot_be_is_400_and_changes_nothing(simulator: Simula
 
     assert shown["behaviour"]["faults"] == {}
     assert unknown["error"].startswith("'latncy' is not known; use latency, chunk_latency, ")
+
+
+# As an issuer of tokens
+
+
+async def test_its_tokens_say_what_is_asked_for_and_a_gateway_believes_them(
+    simulator: Simulator, serve: Serve
+) -> None:
+    issuer = f"{simulator.url}/entra"
+    people = [{"id": "staff", "claims": {"roles": "Gateway.Call"}}]
+    settings = {"AUTH_METHOD_JWT_ISSUER": issuer, "AUTH_METHOD_JWT_AUDIENCE": "app"}
+    gateway = await serve(identities=people, AUTH_METHOD="jwt", **settings)
+
+    statuses = []
+    web = httpx.AsyncClient(trust_env=False)
+    for asked in (
+        {"aud": "app", "oid": "ann", "roles": "Other,Gateway.Call"},
+        {"aud": "app", "oid": "ann"},
+        {"aud": "another", "oid": "ann", "roles": "Gateway.Call"},
+        {"aud": "app", "oid": "ann", "roles": "Gateway.Call", "exp": "1"},
+    ):
+        token = (await web.get(f"{issuer}/token", params=asked)).text
+        reply = await gateway.get("/v1/models", headers={"authorization": f"Bearer {token}"})
+        statuses.append(reply.status_code)
+
+    assert statuses == [200, 403, 401, 401]
+    wrong = await web.get(f"{issuer}/token", params={"exp": "soon"})
+    assert (wrong.status_code, wrong.json()) == (400, {"error": "exp has to be a whole number"})
+    assert (await web.get(f"{issuer}/elsewhere")).status_code == 404
+    await web.aclose()

@@ -3,6 +3,7 @@
 The first segment of a path is the instance: `/a/v1/…` is instance `a` as OpenAI, `/a/openai/…` as
 Azure OpenAI. `GET /` tells what each has answered; `PUT /a` changes how it behaves. `/msi/token`
 is where App Service has an app's managed identity, for instances that are called without a key.
+`/entra` is an issuer of tokens: `/entra/token?oid=ann` is one of ann's.
 """
 
 import asyncio
@@ -22,11 +23,10 @@ from typing import Any
 from aiohttp import web
 
 from llamaxing.simulate.behaviour import FAULTS, Behaviour
+from llamaxing.simulate.issuer import LIFETIME, Issuer
 from llamaxing.simulate.service import EVENTS, Asked, Reply, Service
 
 _LARGEST_BODY = 2**30
-# Seconds that a token is good for.
-_LIFETIME = 24 * 60 * 60
 _BEHAVIOUR = [field.name for field in fields(Behaviour)]
 # SO_LINGER: on, for no time.
 _AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
@@ -52,6 +52,7 @@ class Simulator:
         app = web.Application(client_max_size=_LARGEST_BODY)
         app.router.add_get("/", self._show)
         app.router.add_get("/msi/token", _token)
+        app.router.add_get("/entra/{what:.+}", self._issue)
         app.router.add_put("/{instance}", self._change)
         app.router.add_route("*", "/{instance}/{path:.+}", self._call)
         # A caller who hangs up ends its call.
@@ -59,7 +60,9 @@ class Simulator:
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port, shutdown_timeout=0.1).start()
-            yield f"http://{host}:{runner.addresses[0][1]}"
+            url = f"http://{host}:{runner.addresses[0][1]}"
+            self._issuer = Issuer(f"{url}/entra")
+            yield url
         finally:
             await runner.cleanup()
 
@@ -93,6 +96,20 @@ class Simulator:
             return web.json_response({"error": str(error)}, status=400)
         return web.json_response(asdict(service.behaviour))
 
+    async def _issue(self, request: web.Request) -> web.Response:
+        issuer = self._issuer
+        match request.match_info["what"]:
+            case ".well-known/openid-configuration":
+                return web.json_response(issuer.configuration())
+            case "keys":
+                return web.json_response(issuer.keys())
+            case "token":
+                try:
+                    return web.Response(text=issuer.token(request.query))
+                except ValueError as error:
+                    return web.json_response({"error": str(error)}, status=400)
+        raise web.HTTPNotFound
+
     async def _call(self, request: web.Request) -> web.StreamResponse:
         service = self._services[request.match_info["instance"]]
         body = await _body(request)
@@ -110,7 +127,7 @@ async def _token(request: web.Request) -> web.Response:
     """As azure-identity asks for it where IDENTITY_ENDPOINT and IDENTITY_HEADER are set."""
     found = {
         "access_token": f"simulated-{uuid.uuid4().hex}",
-        "expires_on": str(int(time.time()) + _LIFETIME),
+        "expires_on": str(int(time.time()) + LIFETIME),
         "resource": request.query.get("resource", ""),
         "token_type": "Bearer",
     }

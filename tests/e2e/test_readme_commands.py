@@ -271,6 +271,9 @@ READMES: Mapping[str, Sequence[Runs | IsNot]] = {
         Runs("cp examples/02-simple-apikey/models.json", then=FILES),
     ],
     "examples/03-azure-jwt-entra/README.md": [
+        Runs("python3 run.py simulate"),
+        Runs("cp examples/03-azure-jwt-entra/.env.sample"),
+        Runs("curl http://localhost:8000/v1/chat/completions", "simulator"),
         IsNot("az login", ENTRA),
         IsNot("ME=$(az ad", ENTRA),
         IsNot("CLIENT_ID=$(az ad", ENTRA),
