@@ -84,11 +84,15 @@ def existing(path: str) -> Path:
 def command(arguments: Sequence[str]) -> int:
     install(*GATEWAY)
     told = told_to_check(arguments[1:]) if arguments[0] == "check" else {}
-    child = start("-m", "llamaxing", *arguments, told=told)
+    children: dict[str, subprocess.Popen[str]] = {}
     try:
+        if "LOCAL_MODEL_URL" in told and "--probe" in arguments:
+            install(*GATEWAY, LOCAL)
+            told["LOCAL_MODEL_URL"] = start_model(children)
+        children[arguments[0]] = child = start("-m", "llamaxing", *arguments, told=told)
         return child.wait()
     finally:
-        end({arguments[0]: child})
+        end(children)
 
 
 def test(arguments: Sequence[str]) -> int:
@@ -360,6 +364,8 @@ def check_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
+    except OverflowError:
+        sys.exit("run.py: cannot listen: a port is a number from 0 to 65535")
     except OSError as error:
         sys.exit(f"run.py: cannot listen: {error.strerror}; try another --port or --host")
 

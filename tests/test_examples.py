@@ -234,6 +234,11 @@ def test_check_is_of_what_would_be_served(
     assert told.get("MODELS_SOURCE") == (models and f"file:{tmp_path / 'examples' / models}")
 
 
+def test_a_port_that_cannot_be_is_a_line(run: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"^run.py: cannot listen: a port is a number from 0"):
+        run.check_port("127.0.0.1", 80000)
+
+
 def test_it_has_every_command_but_serve_which_is_its_own(run: ModuleType) -> None:
     usage = command_line._arguments().format_usage()
 

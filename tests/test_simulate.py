@@ -325,6 +325,15 @@ def test_a_behaviour_that_cannot_be_is_400_and_changes_nothing(simulator: Simula
     assert unknown["error"].startswith("'latncy' is not known; use latency, chunk_latency, ")
 
 
+def test_an_option_without_its_number_is_refused_in_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--fault", "a:429=often")
+
+    assert "argument --fault: 'a:429=often' ends with no number\n" in capsys.readouterr().err
+
+
 # As an issuer of tokens
 
 

@@ -64,7 +64,10 @@ def _names(text: str) -> list[str]:
 def _each(convert: Callable[[str], Any], text: str) -> tuple[str, Any]:
     """The instance, "" for all of them, and the value."""
     instance, colon, value = text.rpartition(":")
-    return instance if colon else "", convert(value)
+    try:
+        return instance if colon else "", convert(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} ends with no number") from None
 
 
 def behaviours(wanted: argparse.Namespace) -> dict[str, Behaviour]:

@@ -208,6 +208,21 @@ async def test_00_a_real_model_answers_the_demos(tmp_path: Path, local_model: Lo
     assert "(nothing is kept there: " in responded
 
 
+async def test_00_a_probe_is_of_the_model_on_this_machine(
+    tmp_path: Path, local_model: LocalModel
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "run.py", "check", "--probe", "--folder", str(tmp_path)),
+        cwd=PROJECT,
+        env={**ENVIRON, "HOME": str(tmp_path)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+
+    assert process.returncode == 0, out
+    assert b"instance local-smollm2: answers\n" in out
+
+
 async def test_01_run_py_serves_it_and_the_line_that_it_prints_is_answered(
     tmp_path: Path, simulated: Simulator
 ) -> None:
