@@ -361,11 +361,11 @@ def end(children: Mapping[str, subprocess.Popen[str]]) -> None:
 
 
 def check_port(host: str, port: int) -> None:
+    if not 0 <= port < 2**16:
+        sys.exit("run.py: cannot listen: a port is a number from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
-    except OverflowError:
-        sys.exit("run.py: cannot listen: a port is a number from 0 to 65535")
     except OSError as error:
         sys.exit(f"run.py: cannot listen: {error.strerror}; try another --port or --host")
 
