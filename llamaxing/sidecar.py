@@ -13,11 +13,17 @@ from llamaxing.auth import Authenticator
 from llamaxing.catalog import Catalog, Model
 from llamaxing.configuration import Configuration, Live
 from llamaxing.endpoints import CAPABILITIES, Endpoint, Match
-from llamaxing.errors import GatewayError, MethodNotAllowed
+from llamaxing.errors import (
+    GatewayError,
+    MethodNotAllowed,
+    UpstreamAuth,
+    UpstreamBadResponse,
+    UpstreamUnreachable,
+)
 from llamaxing.exchange import Exchange
 from llamaxing.forward import Call, Forwarder
 from llamaxing.gateway import Gateway, Options
-from llamaxing.http import Buffer, Request
+from llamaxing.http import Buffer, Request, Response
 from llamaxing.identity import ANONYMOUS, Identities
 from llamaxing.ids import Owner, Plain
 from llamaxing.payload import Payload
@@ -26,6 +32,12 @@ from llamaxing.recorder import Recorder
 
 # What stands for the model in errors, since it can be any.
 _ANY = "any"
+# What is said of a model's instances is of the one gateway here.
+_WORDS: Mapping[str | None, str] = {
+    UpstreamUnreachable.code: "The gateway behind this sidecar could not be reached.",
+    UpstreamAuth.code: "The gateway behind this sidecar refused the sidecar's credential.",
+    UpstreamBadResponse.code: "The gateway behind this sidecar sent nothing that can be passed on.",
+}
 # Where a function key stands in a query; the one of the gateway behind is in a header.
 _FUNCTION_KEY = "code"
 
@@ -68,6 +80,10 @@ class Sidecar(Gateway):
             query=urlencode(query),
         )
         return call, Plain()
+
+    def _refused(self, exchange: Exchange, error: GatewayError) -> Response:
+        error.args = (_WORDS.get(error.code, str(error)),)
+        return super()._refused(exchange, error)
 
 
 @dataclass(frozen=True, slots=True)

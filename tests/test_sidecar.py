@@ -143,6 +143,15 @@ async def test_a_refusal_of_the_sidecars_own_key_is_502(
     assert upstream.asked == []
 
 
+async def test_a_gateway_that_is_away_is_said_to_be_so_and_not_a_model(tmp_path: Path) -> None:
+    async with running(beside("http://127.0.0.1:9"), tmp_path) as sidecar:
+        reply = await sidecar.get("/v1/models")
+
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (502, "upstream_unreachable")
+    assert error["message"] == "The gateway behind this sidecar could not be reached."
+
+
 async def test_what_an_application_shows_stays_here(upstream: Upstream, tmp_path: Path) -> None:
     settings = beside(upstream.url("gw"), SIDECAR_FUNCTION_KEY="function-key")
     async with running(settings, tmp_path) as sidecar:
