@@ -14,7 +14,8 @@ import httpx
 from llamaxing.http import Headers
 from llamaxing.patience import Patience
 
-# Bytes of a reply's head. A page's policy or a cookie of a proxy on the way may be large.
+# Bytes of a reply's head, of its trailers, and of what else comes between two pieces of its body.
+# A page's policy or a cookie of a proxy on the way may be large.
 _LONGEST_HEAD = 128 * 1024
 # Bytes that wait for a slow caller before the upstream has to.
 _MOST_WAITING = 256 * 1024
@@ -77,7 +78,8 @@ class Reply(httpx.AsyncByteStream):
                         await patience.within(wait, self._news())
                     except TimeoutError as error:
                         silent += wait
-                        if silent >= self._idle:
+                        # Where the loop was late, news may have come along with the timer.
+                        if silent >= self._idle and not (self._pieces or self.ended):
                             raise httpx.ReadTimeout(f"silent for {silent:g} s") from error
                         yield b""
         finally:
@@ -145,7 +147,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._reply: Reply | None = None
         self._headers: Headers = []
-        self._received = 0
+        self._overhead = 0
         self._head_only = self._sending = self._paused = False
         self._writable: asyncio.Future[None] | None = None
 
@@ -154,8 +156,10 @@ class Connection(asyncio.Protocol):
     ) -> Reply:
         """The reply, once its head is there. Raises `Unseen` where the connection was gone before
         a byte of it, and httpx.TransportError's other kinds."""
+        if self.closed:
+            raise Unseen("closed before it was asked")
         self.used = True
-        self._received = 0
+        self._overhead = 0
         self._head_only = method == "HEAD"
         reply = self._reply = Reply(self, idle, tick)
         body = content.in_one()
@@ -209,22 +213,28 @@ class Connection(asyncio.Protocol):
             # Nobody has asked for it.
             self.abort()
             return
-        self._received += len(data)
+        self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             reply.fail(httpx.RemoteProtocolError(f"no HTTP: {error}"))
             self.abort()
         else:
-            if not reply.begun and self._received > _LONGEST_HEAD:
-                reply.fail(httpx.RemoteProtocolError("a head without an end"))
+            if self._overhead > _LONGEST_HEAD:
+                reply.fail(httpx.RemoteProtocolError("a head or trailers without an end"))
                 self.abort()
+
+    def eof_received(self) -> None:
+        # What is still to be sent would keep the transport open, and nobody answers it any more.
+        if self._reply is not None and _ends_with_connection(self._reply):
+            self._end()
+        self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
         self._go_on()
         if self._reply is not None:
-            self._break_off(self._reply, error)
+            self._reply.fail(self._broken_off(self._reply, error))
         self._on_lost(self)
 
     def pause_writing(self) -> None:
@@ -241,12 +251,15 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         if self._is_interim or self._reply is None:
             return
+        self._overhead = 0
         self._reply.begin(self._parser.get_status_code(), self._headers)
+        # Trailers are no headers: RFC 9110 section 6.5.1.
+        self._headers = []
         # Whoever still sends may stop.
         self._go_on()
         if self._head_only:
@@ -254,7 +267,9 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def on_body(self, piece: bytes) -> None:
-        if self._reply is not None:
+        # What an interim reply has of it is nothing of ours.
+        if self._reply is not None and self._reply.begun:
+            self._overhead = 0
             self._reply.add(piece)
 
     def on_message_complete(self) -> None:
@@ -277,15 +292,12 @@ class Connection(asyncio.Protocol):
             self.resume()
             reply.end()
 
-    def _break_off(self, reply: Reply, error: Exception | None) -> None:
-        if not self._received:
-            reply.fail(Unseen(f"closed: {error}"))
-        elif not reply.begun:
-            reply.fail(httpx.ReadError(f"closed within the head: {error}"))
-        elif error is None and _ends_with_connection(reply):
-            self._end()
-        else:
-            reply.fail(httpx.RemoteProtocolError(f"closed within the body: {error}"))
+    def _broken_off(self, reply: Reply, error: Exception | None) -> httpx.TransportError:
+        if reply.begun:
+            return httpx.RemoteProtocolError(f"closed within the body: {error}")
+        if self._overhead:
+            return httpx.ReadError(f"closed within the head: {error}")
+        return Unseen(f"closed: {error}")
 
     def _go_on(self) -> None:
         writable, self._writable = self._writable, None
@@ -295,5 +307,6 @@ class Connection(asyncio.Protocol):
 
 def _ends_with_connection(reply: Reply) -> bool:
     """RFC 9112 section 6.3: a body of no announced length ends with its connection."""
-    names = {name.lower() for name, _ in reply.headers}
-    return names.isdisjoint({b"content-length", b"transfer-encoding"})
+    headers = {name.lower(): value.lower() for name, value in reply.headers}
+    chunked = headers.get(b"transfer-encoding", b"").endswith(b"chunked")
+    return reply.begun and b"content-length" not in headers and not chunked

@@ -44,16 +44,19 @@ class Pool:
         # One for all connections, made when the first needs it: it costs tens of milliseconds.
         self._tls = functools.cache(httpx.create_ssl_context)
 
-    async def take(self, place: Place, within: float | None) -> Connection:
-        """One that nobody else has, which is free again when its reply is whole. `within`: seconds
-        to connect. Raises httpx.ConnectError and httpx.ConnectTimeout."""
+    async def take(self, place: Place, within: float | None, *, fresh: bool = False) -> Connection:
+        """One that nobody else has, which is free again when its reply is whole; a `fresh` one has
+        never been asked. `within`: seconds to connect. Raises httpx.ConnectError and
+        httpx.ConnectTimeout."""
+        waited = False
         while True:
-            if (found := self._found(place)) is not None:
+            if not fresh and (found := self._found(place)) is not None:
                 return found
             if len(self._all) + self._connecting < self._limit:
                 return await self._opened(place, within)
             self._make_room()
-            await self._room()
+            await self._room(first=waited)
+            waited = True
 
     def close(self) -> None:
         for connection in list(self._all):
@@ -73,14 +76,16 @@ class Pool:
     def _make_room(self) -> None:
         """Ends one that is free elsewhere."""
         for free in self._free.values():
-            if free:
-                free.popleft()[1].abort()
-                return
+            while free:
+                connection = free.popleft()[1]
+                if not connection.closed:
+                    connection.abort()
+                    return
 
-    async def _room(self) -> None:
-        """Returns when there may be some."""
+    async def _room(self, *, first: bool) -> None:
+        """Returns when there may be some. `first`: for one to whom somebody else came before."""
         news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(news)
+        (self._waiting.appendleft if first else self._waiting.append)(news)
         try:
             await news
         except asyncio.CancelledError:
@@ -97,12 +102,14 @@ class Pool:
 
     async def _opened(self, place: Place, within: float | None) -> Connection:
         self._connecting += 1
+        connection: Connection | None = None
         try:
             async with asyncio.timeout(within):
                 connection = await self._connect(place)
         except TimeoutError as error:
             raise httpx.ConnectTimeout("no connection in time") from error
-        except OSError as error:
+        except (OSError, UnicodeError, RuntimeError) as error:
+            # A name that cannot be one is a UnicodeError, and uvloop's sockets raise RuntimeError.
             raise httpx.ConnectError(f"no connection: {error}") from error
         else:
             if not connection.closed:
@@ -110,23 +117,24 @@ class Pool:
             return connection
         finally:
             self._connecting -= 1
-            self._tell()
+            if connection is None or connection.closed:
+                self._tell()
 
     async def _connect(self, place: Place) -> Connection:
         loop = asyncio.get_running_loop()
+        tls = self._tls() if place.tls else None
         opened = await aiohappyeyeballs.start_connection(
             await self._addresses(place), happy_eyeballs_delay=_NEXT_ADDRESS, loop=loop
         )
-        try:
-            _, connection = await loop.create_connection(
-                lambda: Connection(functools.partial(self._freed, place), self._lost),
-                sock=opened,
-                ssl=self._tls() if place.tls else None,
-                server_hostname=place.host if place.tls else None,
-            )
-        except BaseException:
-            opened.close()
-            raise
+        # The transport closes what was opened, also where it fails: its number may be another
+        # connection's by then.
+        _, connection = await loop.create_connection(
+            lambda: Connection(functools.partial(self._freed, place), self._lost),
+            sock=opened,
+            ssl=tls,
+            # The dot of a name that is whole is for the look-up alone: no certificate has it.
+            server_hostname=place.host.removesuffix(".") if place.tls else None,
+        )
         return connection
 
     async def _addresses(self, place: Place) -> Sequence[Address]:

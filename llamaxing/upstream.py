@@ -18,6 +18,8 @@ from llamaxing.pool import Place, Pool
 
 # A body up to this size goes out in one write.
 _ONE_WRITE = 64 * 1024
+# Characters of a URL of which it is remembered where it leads.
+_SHORT = 1024
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -94,18 +96,21 @@ class Upstreams(httpx.AsyncBaseTransport):
     async def send(self, asked: Asked) -> Answered:
         target = _target(asked.url)
         head = _head(asked, target)
+        fresh = False
         while True:
-            connection = await self._pool.take(target.place, asked.connect)
-            again = connection.used
+            connection = await self._pool.take(target.place, asked.connect, fresh=fresh)
+            fresh = not connection.used
             try:
                 reply = await connection.ask(
                     asked.method, head, asked.content, asked.idle, asked.tick
                 )
             except Unseen as error:
                 # Upstream had closed this idle connection before it saw the request: RFC 9110
-                # section 9.2.2 lets a client try again then, and a fresh one ends the loop.
-                if not again:
+                # section 9.2.2 lets a client try again then. Once, and on a fresh one: what it has
+                # seen and died of, it does not get over and over.
+                if fresh:
                     raise httpx.ReadError(str(error)) from error
+                fresh = True
             else:
                 return Answered(reply.status, reply.headers, reply)
 
@@ -145,14 +150,26 @@ class _Target(NamedTuple):
     path: str
 
 
-@functools.lru_cache(maxsize=1024)
 def _target(url: str) -> _Target:
-    parsed = httpx.URL(url)
-    if parsed.scheme not in _PORTS:
-        raise httpx.UnsupportedProtocol("no upstream is reached by such a URL")
+    """Raises httpx.UnsupportedProtocol where no upstream is reached by such a URL."""
+    # A caller's query may be long, and never comes again.
+    return _known(url) if len(url) <= _SHORT else _parsed(url)
+
+
+def _parsed(url: str) -> _Target:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise httpx.UnsupportedProtocol("no URL") from error
     host = parsed.raw_host.decode("ascii")
-    place = Place(host, parsed.port or _PORTS[parsed.scheme], parsed.scheme == "https")
+    port = _PORTS.get(parsed.scheme, 0) if parsed.port is None else parsed.port
+    if parsed.scheme not in _PORTS or not host or not 0 < port < 65536:
+        raise httpx.UnsupportedProtocol("no upstream is reached by such a URL")
+    place = Place(host, port, parsed.scheme == "https")
     return _Target(place, parsed.netloc.decode("ascii"), parsed.raw_path.decode("ascii"))
+
+
+_known = functools.lru_cache(maxsize=1024)(_parsed)
 
 
 def _head(asked: Asked, target: _Target) -> bytes:

@@ -1,121 +1,23 @@
-"""Connections to upstreams, against servers that write byte by byte what a test says."""
+"""HTTP/1.1 to upstreams, against servers that write byte by byte what a test says."""
 
 import asyncio
 import itertools
-import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamaxing.http1 import Connection, Reply
-from llamaxing.pool import Place, Pool
-from llamaxing.upstream import Asked, Content, Upstreams
+from llamaxing.http1 import Connection, Unseen
+from llamaxing.pool import Pool
+from llamaxing.upstream import Answered, Asked, Content, Upstreams
+from tests import raw as servers
+from tests.raw import CHUNKED, OK, Serve, Talk, ask, writes, writes_and_closes
 
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Server:
-    """`talk` is what it does with each connection; `opened` counts them."""
-
-    def __init__(self, talk: Talk) -> None:
-        self._talk = talk
-        self._open: set[asyncio.StreamWriter] = set()
-        self.opened = 0
-        self.gone = asyncio.Event()
-
-    async def __aenter__(self) -> "Server":
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self.place = Place("127.0.0.1", port, tls=False)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for writer in self._open:
-            writer.close()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.opened += 1
-        self._open.add(writer)
-        try:
-            await self._talk(reader, writer)
-            while await reader.read(65536):
-                pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            self._open.discard(writer)
-            writer.close()
-            self.gone.set()
-
-
-Serve = Callable[[Talk], Awaitable[Server]]
-
-
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    async with AsyncExitStack() as stack:
-
-        async def start(talk: Talk) -> Server:
-            return await stack.enter_async_context(Server(talk))
-
-        yield start
-
-
-@pytest.fixture
-async def upstreams() -> AsyncIterator[Upstreams]:
-    async with Upstreams(10) as door:
-        yield door
-
-
-def writes(*pieces: bytes) -> Talk:
-    """To each request the next of these; the last again and again."""
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        left = list(pieces)
-        while True:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(left.pop(0) if len(left) > 1 else left[0])
-            await writer.drain()
-
-    return talk
-
-
-def writes_and_closes(piece: bytes, *, reset: bool = False) -> Talk:
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(piece)
-        await writer.drain()
-        if reset:
-            # A close that does not linger is a reset.
-            linger = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            writer.transport.abort()
-        else:
-            writer.close()
-
-    return talk
-
-
-async def ask(
-    door: Upstreams, url: str, method: str = "GET", content: Sequence[bytes] = (), **more: float
-) -> tuple[int, bytes]:
-    body = Content(content)
-    headers = {"content-length": str(body.length)} if content else {}
-    answered = await door.send(Asked(method, url, headers, body, 5, **more))
-    try:
-        return answered.status, b"".join([piece async for piece in answered.stream])
-    finally:
-        await answered.stream.aclose()
+wire = servers.wire
+upstreams = servers.upstreams
+event_loop_policy = servers.every_loop
+pytestmark = servers.ON_EVERY_LOOP
 
 
 @pytest.mark.parametrize(
@@ -138,9 +40,9 @@ async def ask(
     ids=str,
 )
 async def test_a_reply_is_whole_and_its_connection_is_used_again(
-    raw: bytes, body: bytes, serve: Serve, upstreams: Upstreams
+    raw: bytes, body: bytes, wire: Serve, upstreams: Upstreams
 ) -> None:
-    server = await serve(writes(raw))
+    server = await wire(writes(raw))
 
     replies = [await ask(upstreams, server.url) for _ in range(3)]
 
@@ -189,9 +91,9 @@ class Wire:
     ids=["said so", "1.0", "no length", "another reply behind it", "garbage behind it"],
 )
 async def test_a_connection_that_is_over_is_not_used_again(
-    raw: bytes, body: bytes, serve: Serve, upstreams: Upstreams
+    raw: bytes, body: bytes, wire: Serve, upstreams: Upstreams
 ) -> None:
-    server = await serve(writes_and_closes(raw))
+    server = await wire(writes_and_closes(raw))
 
     replies = [await ask(upstreams, server.url) for _ in range(2)]
 
@@ -200,7 +102,7 @@ async def test_a_connection_that_is_over_is_not_used_again(
 
 
 async def test_what_comes_unasked_on_a_free_connection_is_nobodys_reply(
-    serve: Serve, upstreams: Upstreams
+    wire: Serve, upstreams: Upstreams
 ) -> None:
     sent = asyncio.Event()
 
@@ -210,7 +112,7 @@ async def test_what_comes_unasked_on_a_free_connection_is_nobodys_reply(
         await sent.wait()
         writer.write(OK.replace(b"ok", b"no"))
 
-    server = await serve(talk)
+    server = await wire(talk)
     await ask(upstreams, server.url)
     sent.set()
     await server.gone.wait()
@@ -242,16 +144,16 @@ async def test_what_comes_unasked_on_a_free_connection_is_nobodys_reply(
             httpx.RemoteProtocolError,
         ),
         "a head without an end": (
-            b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 30_000,
+            b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 150_000,
             httpx.RemoteProtocolError,
         ),
     }.values(),
     ids=str,
 )
 async def test_what_is_no_whole_reply_is_an_error_of_httpxs(
-    raw: bytes, kind: type[Exception], serve: Serve, upstreams: Upstreams
+    raw: bytes, kind: type[Exception], wire: Serve, upstreams: Upstreams
 ) -> None:
-    server = await serve(writes_and_closes(raw))
+    server = await wire(writes_and_closes(raw))
 
     with pytest.raises(kind) as caught:
         await ask(upstreams, server.url)
@@ -259,28 +161,28 @@ async def test_what_is_no_whole_reply_is_an_error_of_httpxs(
     assert type(caught.value) is kind
 
 
-async def test_a_body_that_ends_in_a_reset_is_not_whole(serve: Serve, upstreams: Upstreams) -> None:
-    server = await serve(writes_and_closes(b"HTTP/1.1 200 OK\r\n\r\nok", reset=True))
+async def test_a_body_that_ends_in_a_reset_is_not_whole(wire: Serve, upstreams: Upstreams) -> None:
+    server = await wire(writes_and_closes(b"HTTP/1.1 200 OK\r\n\r\nok", reset=True))
 
     with pytest.raises(httpx.TransportError):
         await ask(upstreams, server.url)
 
 
-async def test_a_head_has_no_body_whatever_it_announces(serve: Serve, upstreams: Upstreams) -> None:
-    server = await serve(writes(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"))
+async def test_a_head_has_no_body_whatever_it_announces(wire: Serve, upstreams: Upstreams) -> None:
+    server = await wire(writes(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"))
 
     assert await ask(upstreams, server.url, "HEAD") == (200, b"")
 
 
 async def test_an_upstream_that_answers_early_gets_no_more_of_the_body(
-    serve: Serve, upstreams: Upstreams
+    wire: Serve, upstreams: Upstreams
 ) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\nno")
         await asyncio.Event().wait()
 
-    server = await serve(talk)
+    server = await wire(talk)
     large = [b"x" * 10_000_000] * 3
 
     replies = [await ask(upstreams, server.url, "POST", large) for _ in range(2)]
@@ -290,9 +192,9 @@ async def test_an_upstream_that_answers_early_gets_no_more_of_the_body(
 
 
 async def test_a_silent_body_is_told_and_at_last_an_error(
-    serve: Serve, upstreams: Upstreams
+    wire: Serve, upstreams: Upstreams
 ) -> None:
-    server = await serve(writes(OK[:-1]))
+    server = await wire(writes(OK[:-1]))
     answered = await upstreams.send(Asked("GET", server.url, {}, Content([]), 5, 0.05, 0.02))
     body = aiter(answered.stream)
 
@@ -305,7 +207,7 @@ async def test_a_silent_body_is_told_and_at_last_an_error(
 
 
 async def test_whoever_stops_waiting_for_a_head_ends_the_connection(
-    serve: Serve, upstreams: Upstreams
+    wire: Serve, upstreams: Upstreams
 ) -> None:
     arrived = asyncio.Event()
 
@@ -313,7 +215,7 @@ async def test_whoever_stops_waiting_for_a_head_ends_the_connection(
         await reader.readuntil(b"\r\n\r\n")
         arrived.set()
 
-    server = await serve(talk)
+    server = await wire(talk)
     asking = asyncio.create_task(ask(upstreams, server.url))
     await arrived.wait()
 
@@ -323,9 +225,9 @@ async def test_whoever_stops_waiting_for_a_head_ends_the_connection(
 
 
 async def test_whoever_stops_reading_a_body_ends_the_connection(
-    serve: Serve, upstreams: Upstreams
+    wire: Serve, upstreams: Upstreams
 ) -> None:
-    server = await serve(writes(CHUNKED + b"2\r\nok\r\n"))
+    server = await wire(writes(CHUNKED + b"2\r\nok\r\n"))
     answered = await upstreams.send(Asked("GET", server.url, {}, Content([]), 5))
     assert await anext(aiter(answered.stream)) == b"ok"
 
@@ -335,9 +237,9 @@ async def test_whoever_stops_reading_a_body_ends_the_connection(
 
 
 async def test_a_reply_that_nobody_has_read_yet_does_not_keep_its_connection(
-    serve: Serve, upstreams: Upstreams
+    wire: Serve, upstreams: Upstreams
 ) -> None:
-    server = await serve(writes(OK, OK.replace(b"ok", b"on")))
+    server = await wire(writes(OK, OK.replace(b"ok", b"on")))
     first = await upstreams.send(Asked("GET", server.url, {}, Content([]), 5))
 
     assert await ask(upstreams, server.url) == (200, b"on")
@@ -351,94 +253,212 @@ async def test_no_header_can_be_more_than_one(value: str, upstreams: Upstreams) 
         await upstreams.send(Asked("GET", "http://127.0.0.1:9", {"x": value}, Content([])))
 
 
-# The pool
+async def head_of(door: Upstreams, url: str, method: str = "GET") -> Answered:
+    answered = await door.send(Asked(method, url, {}, Content([]), 5))
+    async for _ in answered.stream:
+        pass
+    return answered
 
 
-async def taken(pool: Pool, server: Server, count: int) -> list[Connection]:
-    return [await pool.take(server.place, 5) for _ in range(count)]
+async def test_trailers_are_no_headers(wire: Serve, upstreams: Upstreams) -> None:
+    server = await wire(writes(CHUNKED + b"2\r\nok\r\n0\r\nretry-after: 1\r\n\r\n"))
+
+    answered = await head_of(upstreams, server.url)
+
+    assert answered.headers == [(b"transfer-encoding", b"chunked")]
 
 
-async def used(connection: Connection) -> Reply:
-    return await connection.ask("GET", b"GET / HTTP/1.1\r\n\r\n", Content([]), 5, None)
+async def test_white_space_around_a_value_is_not_of_it(wire: Serve, upstreams: Upstreams) -> None:
+    server = await wire(writes(b"HTTP/1.1 200 OK\r\nContent-Length: \t0 \t\r\nx:  \r\n\r\n"))
+
+    answered = await head_of(upstreams, server.url)
+
+    assert answered.headers == [(b"Content-Length", b"0"), (b"x", b"")]
 
 
-async def test_whoever_comes_above_the_limit_waits_for_one_that_is_free(serve: Serve) -> None:
-    server = await serve(writes(OK))
-    pool = Pool(2)
-    first, _ = await taken(pool, server, 2)
-    waiting = asyncio.create_task(pool.take(server.place, 5))
-    await asyncio.sleep(0)
-    assert not waiting.done()
-
-    await used(first)
-
-    assert await waiting is first
-    pool.close()
-
-
-async def test_above_the_limit_one_that_is_free_elsewhere_makes_room(serve: Serve) -> None:
-    here, there = await serve(writes(OK)), await serve(writes(OK))
-    pool = Pool(1)
-    await used((await taken(pool, here, 1))[0])
-
-    await taken(pool, there, 1)
-
-    await here.gone.wait()
-    pool.close()
-
-
-async def test_one_who_stops_waiting_leaves_the_place_to_the_next(serve: Serve) -> None:
-    server = await serve(writes(OK))
-    pool = Pool(1)
-    [only] = await taken(pool, server, 1)
-    impatient = asyncio.create_task(pool.take(server.place, 5))
-    patient = asyncio.create_task(pool.take(server.place, 5))
-    await asyncio.sleep(0)
-
-    await used(only)
-    impatient.cancel()
-
-    assert await patient is only
-    pool.close()
-
-
-async def test_a_place_that_refuses_leaves_room_for_the_next(serve: Serve) -> None:
-    server = await serve(writes(OK))
-    pool = Pool(1)
-    for _ in range(3):
-        with pytest.raises(httpx.ConnectError):
-            await pool.take(Place("127.0.0.1", 9, tls=False), 5)
-
-    assert await taken(pool, server, 1)
-    pool.close()
-
-
-async def test_a_name_that_nobody_has_is_no_connection_and_is_asked_for_again() -> None:
-    pool = Pool(1)
-
-    for _ in range(2):
-        with pytest.raises(httpx.ConnectError):
-            await pool.take(Place("nowhere.invalid", 80, tls=False), 5)
-
-
-async def test_a_connection_that_nobody_wants_is_closed_in_time(serve: Serve) -> None:
-    server = await serve(writes(OK))
-    pool = Pool(10, kept=0.01)
-    await used((await taken(pool, server, 1))[0])
-
-    await server.gone.wait()
-    pool.close()
-
-
-async def test_of_those_that_are_free_the_last_one_is_used_and_closed_ones_are_not(
-    serve: Serve,
+@pytest.mark.parametrize(
+    "raw",
+    [
+        CHUNKED + b"2\r\nok\r\n0\r\n" + b"a: b\r\n" * 150_000,
+        CHUNKED + b"2\r\nok\r\n0\r\na: " + b"b" * 900_000,
+        CHUNKED + b"2\r\nok\r\n2;a=" + b"b" * 900_000,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000,
+    ],
+    ids=["trailers", "a trailer", "an extension of a chunk", "interim heads"],
+)
+async def test_what_is_no_body_and_has_no_end_is_an_error(
+    raw: bytes, wire: Serve, upstreams: Upstreams
 ) -> None:
-    server = await serve(writes(OK))
-    pool = Pool(10)
-    first, second = await taken(pool, server, 2)
-    await used(first)
-    await used(second)
-    second.abort()
+    """And no memory that grows."""
+    server = await wire(writes(raw))
 
-    assert await pool.take(server.place, 5) is first
-    pool.close()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await ask(upstreams, server.url)
+
+
+async def test_the_body_of_an_interim_reply_is_not_the_replys(
+    wire: Serve, upstreams: Upstreams
+) -> None:
+    server = await wire(writes(b"HTTP/1.1 104 Odd\r\ncontent-length: 2\r\n\r\nno" + OK))
+
+    assert await ask(upstreams, server.url) == (200, b"ok")
+
+
+async def test_a_transfer_encoding_that_is_not_chunked_ends_with_the_connection(
+    wire: Serve, upstreams: Upstreams
+) -> None:
+    server = await wire(
+        writes_and_closes(b"HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\nok")
+    )
+
+    assert await ask(upstreams, server.url) == (200, b"ok")
+
+
+def says_and_hears_no_more(said: bytes) -> Talk:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        writer.write_eof()
+        await asyncio.Event().wait()
+
+    return talk
+
+
+LARGE = [b"x" * 10_000_000] * 3
+
+
+async def test_an_early_reply_that_ends_with_its_half_of_the_connection_is_whole(
+    wire: Serve, upstreams: Upstreams
+) -> None:
+    """While the rest of what is sent is read by nobody."""
+    server = await wire(says_and_hears_no_more(b"HTTP/1.1 413 No\r\n\r\nno"))
+
+    assert await ask(upstreams, server.url, "POST", LARGE) == (413, b"no")
+
+
+async def test_an_upstream_that_will_not_answer_any_more_is_an_error_at_once(
+    wire: Serve, upstreams: Upstreams
+) -> None:
+    server = await wire(says_and_hears_no_more(b""))
+
+    with pytest.raises(httpx.ReadError):
+        await ask(upstreams, server.url, "POST", LARGE)
+
+
+async def test_a_body_that_we_end_ourselves_is_not_whole(wire: Serve) -> None:
+    server = await wire(writes(b"HTTP/1.1 200 OK\r\n\r\nhalf"))
+    upstreams = Upstreams(10)
+    answered = await upstreams.send(Asked("GET", server.url, {}, Content([]), 5))
+    body = aiter(answered.stream)
+    assert await anext(body) == b"half"
+
+    await upstreams.aclose()
+
+    with pytest.raises(httpx.TransportError):
+        await anext(body)
+
+
+async def test_a_request_that_ends_the_upstream_is_sent_once_more_and_not_to_each_connection(
+    wire: Serve, upstreams: Upstreams
+) -> None:
+    together = asyncio.Barrier(3)
+    seen: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        if len(seen) <= 3:
+            await together.wait()
+            writer.write(OK)
+            seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    server = await wire(talk)
+    await asyncio.gather(*(ask(upstreams, server.url) for _ in range(3)))
+
+    with pytest.raises(httpx.ReadError):
+        await ask(upstreams, server.url)
+
+    assert len(seen) == 3 + 2
+
+
+async def test_a_connection_that_is_closed_before_it_is_asked_says_so(wire: Serve) -> None:
+    server = await wire(writes(OK))
+    pool = Pool(1)
+    connection = await pool.take(server.place, 5)
+    connection.abort()
+    await server.gone.wait()
+
+    with pytest.raises(Unseen):
+        await connection.ask("GET", b"GET / HTTP/1.1\r\n\r\n", Content([]), None, None)
+
+
+async def test_an_upstream_waits_for_a_caller_who_does_not_read(
+    wire: Serve, upstreams: Upstreams
+) -> None:
+    total = 64 * 1024 * 1024
+    written = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total)
+        while written < total:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            written += 65536
+
+    server = await wire(talk)
+    answered = await upstreams.send(Asked("GET", server.url, {}, Content([]), 5))
+    before = -1
+    while written > before:
+        before = written
+        await asyncio.sleep(0.1)
+    assert written < total / 2
+
+    assert sum([len(it) async for it in answered.stream]) == total
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("/a?b=c#d", b"GET /a?b=c HTTP/1.1"),
+        ("", b"GET / HTTP/1.1"),
+        ("?b=c", b"GET /?b=c HTTP/1.1"),
+        ("/a b\u00e9?\u00e9", b"GET /a%20b%C3%A9?%C3%A9 HTTP/1.1"),
+        ("/a%0d%0ax:%20y", b"GET /a%0d%0ax:%20y HTTP/1.1"),
+        ("/" + "a" * 3000, b"GET /" + b"a" * 3000 + b" HTTP/1.1"),
+    ],
+)
+async def test_of_a_url_only_what_is_asked_for_goes_out(
+    path: str, line: bytes, wire: Serve, upstreams: Upstreams
+) -> None:
+    heads: list[bytes] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(OK)
+
+    server = await wire(talk)
+    port = server.place.port
+
+    await ask(upstreams, f"http://user:secret@127.0.0.1:{port}{path}")
+
+    assert heads == [line + b"\r\nhost: 127.0.0.1:%d\r\n\r\n" % port]
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("http:///a", httpx.UnsupportedProtocol),
+        ("http://127.0.0.1:0/", httpx.UnsupportedProtocol),
+        ("http://127.0.0.1:65536/", httpx.UnsupportedProtocol),
+        ("http://127.0.0.1/\r\nx: y", httpx.UnsupportedProtocol),
+        ("http://a..b/", httpx.ConnectError),
+        (f"http://{'a' * 64}.invalid/", httpx.ConnectError),
+    ],
+)
+async def test_a_url_that_leads_nowhere_is_an_error_of_httpxs(
+    url: str, kind: type[Exception], upstreams: Upstreams
+) -> None:
+    with pytest.raises(kind):
+        await ask(upstreams, url)
