@@ -5,6 +5,7 @@ The parser is the one that Node and uvicorn have; what is here is when to send, 
 
 import asyncio
 import math
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
@@ -226,7 +227,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         # What is still to be sent would keep the transport open, and nobody answers it any more.
-        if self._reply is not None and _ends_with_connection(self._reply):
+        reply = self._reply
+        if reply is not None and _ends_with_connection(reply) and not self._is_cut_off():
             self._end()
         self.abort()
 
@@ -285,6 +287,15 @@ class Connection(asyncio.Protocol):
     def _is_interim(self) -> bool:
         """RFC 9110 section 15.2: another head follows."""
         return 100 <= self._parser.get_status_code() < 200
+
+    def _is_cut_off(self) -> bool:
+        """RFC 9112 section 9.8: anybody on the way can end a connection, and over TLS only the
+        other side's own word of it is the end of a body."""
+        tls = self._transport.get_extra_info("ssl_object")
+        try:
+            return tls is not None and tls.read(1) != b""
+        except ssl.SSLError:
+            return True
 
     def _end(self) -> None:
         reply, self._reply = self._reply, None

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import ssl
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from tests import raw as servers
 from tests.raw import CHUNKED, OK, Serve, Talk, ask, writes, writes_and_closes
 
 wire = servers.wire
+tls = servers.tls
 upstreams = servers.upstreams
 event_loop_policy = servers.every_loop
 pytestmark = servers.ON_EVERY_LOOP
@@ -355,6 +357,30 @@ async def test_a_body_that_we_end_ourselves_is_not_whole(wire: Serve) -> None:
     await upstreams.aclose()
 
     with pytest.raises(httpx.TransportError):
+        await anext(body)
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["said so", "cut off"])
+async def test_over_tls_a_body_of_no_length_is_whole_when_its_upstream_has_said_so(
+    said: bool, wire: Serve, upstreams: Upstreams, tls: ssl.SSLContext
+) -> None:
+    arrived = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf")
+        await arrived.wait()
+        if not said:
+            writer.transport.abort()
+        writer.close()
+
+    server = await wire(talk, tls)
+    answered = await upstreams.send(Asked("GET", server.url, {}, Content([]), 5))
+    body = aiter(answered.stream)
+    assert await anext(body) == b"half"
+    arrived.set()
+
+    with pytest.raises(StopAsyncIteration if said else httpx.RemoteProtocolError):
         await anext(body)
 
 

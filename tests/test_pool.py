@@ -1,16 +1,20 @@
 """The pool of connections: kept, shared, bounded, and nobody else's."""
 
 import asyncio
+import itertools
+import socket
 import ssl
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llamaxing.http1 import Connection, Reply
 from llamaxing.pool import Place, Pool
-from llamaxing.upstream import Content
+from llamaxing.upstream import Content, Upstreams
 from tests import raw as servers
-from tests.raw import OK, Serve, Server, writes
+from tests.raw import OK, Serve, Server, Talk, ask, writes
 
 wire = servers.wire
 tls = servers.tls
@@ -161,3 +165,105 @@ async def test_one_who_stops_waiting_for_tls_ends_no_connection_but_that(
     for connection in connections * 3:
         assert b"".join([it async for it in await used(connection)]) == b"ok"
     pool.close()
+
+
+async def test_a_handshake_that_does_not_end_is_a_connection_that_is_not_had_in_time(
+    wire: Serve, tls: ssl.SSLContext
+) -> None:
+    silent = await wire(says(b""))
+    pool = Pool(1)
+
+    with pytest.raises(httpx.ConnectTimeout):
+        await pool.take(silent.place._replace(tls=True), 0.05)
+
+    await silent.gone.wait()
+    assert await taken(pool, await wire(writes(OK), tls), 1)
+    pool.close()
+
+
+async def test_a_server_without_tls_or_of_another_name_is_no_connection(
+    wire: Serve, tls: ssl.SSLContext
+) -> None:
+    plain, secure = await wire(says(b"HTTP/1.1 400 No\r\n\r\n")), await wire(writes(OK), tls)
+    pool = Pool(1)
+
+    for place in (plain.place._replace(tls=True), secure.place._replace(host="localhost")):
+        with pytest.raises(httpx.ConnectError):
+            await pool.take(place, 5)
+
+    assert await taken(pool, secure, 1)
+    pool.close()
+
+
+async def test_a_whole_name_has_the_certificate_of_the_name(
+    wire: Serve, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`api.example.com.` is not looked for in the domains of this machine."""
+    secure = await wire(writes(OK), tls)
+    there = socket.getaddrinfo("127.0.0.1", secure.place.port, type=socket.SOCK_STREAM)
+    names: list[str] = []
+
+    async def look_up(_: object, host: str, *__: object, **___: object) -> object:
+        names.append(host)
+        return there
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", look_up)
+    pool = Pool(1)
+
+    assert await pool.take(secure.place._replace(host="upstream.example."), 5)
+    assert "upstream.example." in names
+    pool.close()
+
+
+def says(said: bytes) -> Talk:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+
+    return talk
+
+
+async def echoes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """What was asked for; in pieces, where it is odd, and with the connection's end at 7."""
+    while True:
+        line = await reader.readuntil(b"\r\n\r\n")
+        asked = line.split(b" ")[1]
+        if asked.endswith(b"7"):
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + asked)
+            writer.close()
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(asked))
+        if asked[-1] % 2:
+            await asyncio.sleep(0)
+        writer.write(asked)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 60)), max_size=20))
+@settings(max_examples=40, deadline=None)
+def test_whoever_gives_up_at_whatever_moment_nobody_gets_anothers_reply_and_no_place_is_lost(
+    impatient: list[tuple[int, int]],
+) -> None:
+    """Each begins after so many turns of the loop, and gives up after so many more."""
+
+    async def turns(count: int) -> None:
+        for _ in range(count):
+            await asyncio.sleep(0)
+
+    async def gives_up(door: Upstreams, url: str, begins: int, ends: int) -> None:
+        await turns(begins)
+        asking = asyncio.create_task(ask(door, url))
+        await turns(ends)
+        asking.cancel()
+        await asyncio.wait({asking})
+
+    async def stays(door: Upstreams, url: str, begins: int) -> None:
+        await turns(begins)
+        assert await ask(door, url) == (200, httpx.URL(url).raw_path)
+
+    async def all_of_them() -> None:
+        async with Server(echoes) as server, Upstreams(2) as door:
+            urls = (f"{server.url}/{at}" for at in itertools.count())
+            calls = [gives_up(door, next(urls), *when) for when in impatient]
+            calls += [stays(door, next(urls), begins) for begins, _ in [*impatient, (0, 0)]]
+            await asyncio.wait_for(asyncio.gather(*calls), 20)
+
+    asyncio.run(all_of_them())
