@@ -278,7 +278,9 @@ class Connection(asyncio.Protocol):
         if self._is_interim or self._reply is None:
             return
         self._end()
-        if self._sending or not self._parser.should_keep_alive():
+        # An upstream that answers early may never read the rest, and the next would wait for that.
+        unsent = self._sending or self._transport.get_write_buffer_size()
+        if unsent or not self._parser.should_keep_alive():
             self.abort()
         elif not self.closed:
             self._on_free(self)

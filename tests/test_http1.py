@@ -75,9 +75,29 @@ def test_a_reply_may_be_cut_anywhere(cuts: set[int]) -> None:
 class Wire:
     """A transport that leads nowhere."""
 
+    def __init__(self, unsent: int = 0) -> None:
+        self._unsent = unsent
+
     def write(self, data: bytes) -> None: ...
 
     def abort(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent
+
+
+async def test_a_connection_on_which_a_body_is_still_going_out_is_not_used_again() -> None:
+    """The upstream has answered before it has read all of it, and may never."""
+    freed: list[Connection] = []
+    connection = Connection(freed.append, lambda _: None)
+    connection.connection_made(Wire(unsent=1))
+    asking = asyncio.create_task(connection.ask("POST", b"", Content([b"x"]), None, None))
+    await asyncio.sleep(0)
+
+    connection.data_received(OK)
+
+    assert b"".join([it async for it in await asking]) == b"ok"
+    assert (freed, connection.closed) == ([], True)
 
 
 @pytest.mark.parametrize(
@@ -418,8 +438,9 @@ async def test_a_connection_that_is_closed_before_it_is_asked_says_so(wire: Serv
         await connection.ask("GET", b"GET / HTTP/1.1\r\n\r\n", Content([]), None, None)
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 async def test_an_upstream_waits_for_a_caller_who_does_not_read(
-    wire: Serve, upstreams: Upstreams
+    secure: bool, wire: Serve, upstreams: Upstreams, tls: ssl.SSLContext
 ) -> None:
     total = 64 * 1024 * 1024
     written = 0
@@ -433,7 +454,7 @@ async def test_an_upstream_waits_for_a_caller_who_does_not_read(
             await writer.drain()
             written += 65536
 
-    server = await wire(talk)
+    server = await wire(talk, tls if secure else None)
     answered = await upstreams.send(Asked("GET", server.url, {}, Content([]), 5))
     before = -1
     while written > before:
