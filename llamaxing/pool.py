@@ -5,7 +5,7 @@ import functools
 import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohappyeyeballs
 import httpx
@@ -123,19 +123,28 @@ class Pool:
     async def _connect(self, place: Place) -> Connection:
         loop = asyncio.get_running_loop()
         tls = self._tls() if place.tls else None
-        opened = await aiohappyeyeballs.start_connection(
-            await self._addresses(place), happy_eyeballs_delay=_NEXT_ADDRESS, loop=loop
-        )
         # The transport closes what was opened, also where it fails: its number may be another
         # connection's by then.
         _, connection = await loop.create_connection(
             lambda: Connection(functools.partial(self._freed, place), self._lost),
-            sock=opened,
             ssl=tls,
             # The dot of a name that is whole is for the look-up alone: no certificate has it.
             server_hostname=place.host.removesuffix(".") if place.tls else None,
+            **await self._reached(place),
         )
         return connection
+
+    async def _reached(self, place: Place) -> dict[str, Any]:
+        """By what a connection is made: an address, or a socket to the one that answers first."""
+        addresses = await self._addresses(place)
+        if len(addresses) == 1:
+            # What would be raced for costs a call as much again as the connection.
+            [(family, _, _, _, (host, port, *_))] = addresses
+            return {"host": host, "port": port, "family": family}
+        opened = await aiohappyeyeballs.start_connection(
+            addresses, happy_eyeballs_delay=_NEXT_ADDRESS, loop=asyncio.get_running_loop()
+        )
+        return {"sock": opened}
 
     async def _addresses(self, place: Place) -> Sequence[Address]:
         """Looked up once for all who ask at a time."""
