@@ -45,7 +45,7 @@ def _arguments() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     serve = commands.add_parser("serve", help="run the gateway under uvicorn")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on")
-    serve.add_argument("--port", type=int, default=8000, help="the port to listen on")
+    serve.add_argument("--port", type=_port, default=8000, help="the port to listen on")
     serve.add_argument("--workers", type=int, default=1, help="how many processes")
     _in_folder(serve)
     serve.set_defaults(run=_serve)
@@ -96,6 +96,13 @@ def _outbox_arguments(outbox: argparse.ArgumentParser) -> None:
             lambda it: upkeep.purge(it, wanted.sink, poison=wanted.what == "poison")
         )
     )
+
+
+def _port(text: str) -> int:
+    # uvicorn neither serves at another nor ends.
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 65535")
+    return int(text)
 
 
 def _replay(wanted: argparse.Namespace) -> int:

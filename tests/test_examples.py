@@ -239,6 +239,15 @@ def test_a_port_that_cannot_be_is_a_line(run: ModuleType) -> None:
         run.check_port("127.0.0.1", 80000)
 
 
+def test_a_port_that_cannot_be_is_refused_and_not_waited_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        command_line._arguments().parse_args(["serve", "--port", "80000"])
+
+    assert "80000 is no number from 0 to 65535" in capsys.readouterr().err
+
+
 def test_it_has_every_command_but_serve_which_is_its_own(run: ModuleType) -> None:
     usage = command_line._arguments().format_usage()
 

@@ -15,7 +15,7 @@ _PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJg"
     "gg=="
 )
-_SENTENCE = "This answer was made up by a simulator , one word after the other ."
+_SENTENCE = "This answer was made up by a simulator, one word after the other."
 
 
 def event(data: Any, type: str | None = None) -> bytes:
