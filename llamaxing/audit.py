@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 from llamaxing import sse
+from llamaxing.closing import closing
 from llamaxing.endpoints import Endpoint
 from llamaxing.errors import NotRecorded
 from llamaxing.exchange import Exchange
@@ -39,16 +40,18 @@ async def _plain(body: Any, exchange: Exchange, recorder: Recorder) -> AsyncIter
 async def _stream(body: Any, exchange: Exchange, recorder: Recorder) -> AsyncIterator[bytes]:
     framer = sse.Framer()
     endpoint = exchange.endpoint
-    held = b""
+    held = begun = b""
     async with aclosing(body):
         async for piece in body:
+            if not held:
+                begun = framer.rest()
             held += piece
             if any(ends_stream(event, endpoint.last) for event in framer.feed(piece)):
                 try:
                     await recorder.complete(exchange)
                 except NotRecorded as error:
                     exchange.error = error.code
-                    yield error_event(endpoint, error.body)
+                    yield closing(begun, error.body) + error_event(endpoint, error.body)
                     return
             elif _may_end(framer.rest(), endpoint):
                 continue

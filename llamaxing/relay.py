@@ -13,6 +13,7 @@ import msgspec
 
 from llamaxing import sse
 from llamaxing.answer import Answer
+from llamaxing.closing import closing
 from llamaxing.endpoints import Endpoint
 from llamaxing.errors import GatewayError, StreamBroken, StreamTooOld, UpstreamBadResponse
 from llamaxing.exchange import Exchange
@@ -89,8 +90,8 @@ async def relay(
         if framer is None:
             raise BrokenOff from error
         # Of an event that was kept until it is whole, nothing is told: it would hide the error.
-        begun = passing.within_event if passing else framer.within_event
-        yield (b"\n\n" if begun else b"") + error_event(exchange.endpoint, broken.body)
+        begun = framer.rest() if (passing or framer).within_event else b""
+        yield closing(begun, broken.body) + error_event(exchange.endpoint, broken.body)
     else:
         if passing and (rest := passing.rest()):
             yield rest

@@ -116,6 +116,22 @@ async def test_a_stream_whose_record_cannot_be_kept_ends_with_an_error_and_witho
     assert (one.complete, one.error) == (False, "audit_unavailable")
 
 
+async def test_an_sdk_finds_the_error_though_it_has_the_beginning_of_the_event_before() -> None:
+    gate = Gate(fails=True)
+    gate.opened.set()
+    one = exchange(EVENTS)
+    recorder = Recorder([gate], copy_up_to=10, audit_age=60)
+    begun, rest = chunk("a")[:-30], chunk("a")[-30:]
+    seen: list[bytes] = []
+
+    await _into(recorded(body([begun, rest + DONE], one), one, recorder), seen)
+
+    assert seen[0] == begun
+    events = b"".join(seen).removesuffix(b"\n\n").split(b"\n\n")
+    told = [json.loads(event.removeprefix(b"data: "))["error"]["code"] for event in events]
+    assert told == ["audit_unavailable", "audit_unavailable"]
+
+
 async def test_a_plain_reply_whose_record_cannot_be_kept_is_broken_off() -> None:
     gate = Gate(fails=True)
     gate.opened.set()

@@ -34,7 +34,7 @@ LAYERS = [
     ["issuers"],
     ["credentials", "plugins", "jwks"],
     ["headers", "exchange", "cors", "clock", "hosting"],
-    ["replies", "documents"],
+    ["replies", "documents", "closing"],
     ["identity", "sse", "fitting", "generation", "merging"],
     ["endpoints", "document", "trimming"],
     ["http"],
