@@ -2,35 +2,29 @@
 
 import argparse
 import asyncio
+import gc
 import json
-import logging
 import os
-import secrets
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
-from getpass import getpass
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from llamaxing import settings, upkeep
-from llamaxing.build import Build, schemas
 from llamaxing.errors import ConfigurationError
-from llamaxing.identity import sha256
-from llamaxing.logs import log
-from llamaxing.outbox import OutboxFailed
-from llamaxing.recording import Recording
-from llamaxing.simulate import command as simulate
-from llamaxing.upstream import Upstreams
 
-# Those with which storage moves what waits in it.
+if TYPE_CHECKING:
+    from llamaxing.recording import Recording
+
+# A command imports what it needs when it runs: a start waits for its imports most of all.
+
+# Connections with which storage moves what waits in it.
 _CONNECTIONS = 32
 
 
 def main() -> int:
     """Exits with 1 where the configuration has faults; they are on standard error, a line each."""
-    wanted = _arguments().parse_args()
+    words = sys.argv[1:]
+    wanted = _arguments(words).parse_args(words)
     if getattr(wanted, "folder", None):
         os.chdir(wanted.folder)
     try:
@@ -40,7 +34,8 @@ def main() -> int:
         return 1
 
 
-def _arguments() -> argparse.ArgumentParser:
+def _arguments(words: Sequence[str]) -> argparse.ArgumentParser:
+    """What `words` may say; of a command that they do not name, only that it is there."""
     parser = argparse.ArgumentParser(prog="python -m llamaxing")
     commands = parser.add_subparsers(required=True)
     serve = commands.add_parser("serve", help="run the gateway under uvicorn")
@@ -62,7 +57,13 @@ def _arguments() -> argparse.ArgumentParser:
     keys.add_argument("what", choices=["new", "hash"], help="hash reads it from standard input")
     keys.add_argument("--id", default="someone", help="the identity whose it is to be")
     keys.set_defaults(run=_keys)
-    simulate.add(commands)
+    simulated = commands.add_parser(
+        "simulate", help="OpenAI and Azure OpenAI on this machine, and what goes wrong there"
+    )
+    if "simulate" in words:
+        from llamaxing.simulate import command
+
+        command.add_options(simulated)
     _outbox_arguments(commands.add_parser("outbox", help="what waits to be recorded"))
     return parser
 
@@ -83,7 +84,7 @@ def _outbox_arguments(outbox: argparse.ArgumentParser) -> None:
     _in_folder(outbox)
     commands = outbox.add_subparsers(required=True)
     status = commands.add_parser("status", help="how much waits, and how much is poison")
-    status.set_defaults(run=lambda _: _upkeep(upkeep.status))
+    status.set_defaults(run=_status)
     replay = commands.add_parser("replay", help="have poison delivered again")
     replay.add_argument("--sink", help="of one of them alone")
     replay.add_argument("--log", help="a log; instead, take in what is only there (- is stdin)")
@@ -91,11 +92,7 @@ def _outbox_arguments(outbox: argparse.ArgumentParser) -> None:
     purge = commands.add_parser("purge", help="drop for good what waits, or what is poison")
     purge.add_argument("what", choices=["waiting", "poison"])
     purge.add_argument("--sink", help="of one of them alone")
-    purge.set_defaults(
-        run=lambda wanted: _upkeep(
-            lambda it: upkeep.purge(it, wanted.sink, poison=wanted.what == "poison")
-        )
-    )
+    purge.set_defaults(run=_purge)
 
 
 def _port(text: str) -> int:
@@ -105,7 +102,21 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _status(_: argparse.Namespace) -> int:
+    from llamaxing import upkeep
+
+    return _upkeep(upkeep.status)
+
+
+def _purge(wanted: argparse.Namespace) -> int:
+    from llamaxing import upkeep
+
+    return _upkeep(lambda it: upkeep.purge(it, wanted.sink, poison=wanted.what == "poison"))
+
+
 def _replay(wanted: argparse.Namespace) -> int:
+    from llamaxing import upkeep
+
     if wanted.log is None:
         return _upkeep(lambda it: upkeep.replay(it, wanted.sink))
     if wanted.log != "-" and not Path(wanted.log).is_file():
@@ -115,7 +126,12 @@ def _replay(wanted: argparse.Namespace) -> int:
         return _upkeep(lambda it: upkeep.replay_log(it, lines))
 
 
-def _upkeep(does: Callable[[Recording], AsyncIterator[str]]) -> int:
+def _upkeep(does: "Callable[[Recording], AsyncIterator[str]]") -> int:
+    from llamaxing import settings
+    from llamaxing.build import Build
+    from llamaxing.outbox import OutboxFailed
+    from llamaxing.upstream import Upstreams
+
     async def run() -> None:
         environ = settings.environment(os.environ, Path.cwd())
         async with Upstreams(_CONNECTIONS) as transport:
@@ -136,7 +152,12 @@ def _upkeep(does: Callable[[Recording], AsyncIterator[str]]) -> int:
 
 
 async def _check(probe: bool) -> int:
+    import logging
+
+    from llamaxing import settings
+    from llamaxing.build import Build
     from llamaxing.check import probes, served
+    from llamaxing.logs import log
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.root.handlers[0].setLevel(logging.WARNING)
@@ -159,12 +180,20 @@ async def _check(probe: bool) -> int:
 
 
 def _schema(wanted: argparse.Namespace) -> int:
+    from llamaxing.build import schemas
+
     print(json.dumps(schemas()[wanted.file] if wanted.file else schemas(), indent=2))
     return 0
 
 
 def _keys(wanted: argparse.Namespace) -> int:
     """The line for identities.json has the hash alone: nobody who reads the file has the key."""
+    import secrets
+    from datetime import UTC, datetime
+    from getpass import getpass
+
+    from llamaxing.identity import sha256
+
     if wanted.what == "new":
         key = f"llx-{secrets.token_urlsafe(32)}"
         print(f"{key}\n")
@@ -179,53 +208,15 @@ def _keys(wanted: argparse.Namespace) -> int:
     return 0
 
 
-async def _try() -> None:
-    """Before a server is started, whose workers would be started again and again."""
-    log.addHandler(logging.NullHandler())
-    try:
-        built = await Build(settings.environment(os.environ, Path.cwd())).all()
-    except ConfigurationError as error:
-        # What is away may come back: until then every call is told so, and looks again.
-        if not error.heals:
-            raise
-    else:
-        await built.gateway.aclose()
-
-
 def _serve(wanted: argparse.Namespace) -> int:
-    import uvicorn
+    # What is imported stays: to look whether it is garbage was a fourteenth of a start.
+    gc.disable()
+    # pydantic would read the metadata of every package for plug-ins of its own, and none is wanted.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-    asyncio.run(_try())
+    from llamaxing import shim
 
-    # uvicorn ends its calls on SIGTERM and then sends the signal again, to end the process with
-    # it; that the gateway was told to end is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    uvicorn.run(
-        "llamaxing.shim:application",
-        factory=True,
-        host=wanted.host,
-        port=wanted.port,
-        workers=wanted.workers,
-        # When the signal reaches it, the calls have had theirs (shim.py).
-        timeout_graceful_shutdown=5,
-        access_log=False,
-        # Nothing here asks for a caller's address.
-        proxy_headers=False,
-        server_header=False,
-        log_config=_LOGGING,
-    )
-    return 0
-
-
-# Each worker sets up its own, so that one process and many log alike.
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"()": "llamaxing.logs.Stamped"}},
-    "handlers": {"stderr": {"class": "llamaxing.logs.Lines", "formatter": "line"}},
-    "root": {"handlers": ["stderr"]},
-    "loggers": {"uvicorn": {"level": "WARNING"}},
-}
+    return shim.serve(wanted.host, wanted.port, wanted.workers)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,10 @@ class Application:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 
+    async def open(self) -> None:
+        """Where there is no server yet, and nobody else asks. Raises `ConfigurationError`."""
+        self._opened = await self._open()
+
     async def deliver(self, sink: str, message: bytes) -> None:
         """What waits in a queue of the platform's. Raises `ConfigurationError`, `Refused`, and
         OSError where the queues fail."""

@@ -1,30 +1,110 @@
-"""The application under uvicorn: at SIGTERM its calls end before its server does."""
+"""The application under uvicorn: faults are told before anything listens, and at SIGTERM the calls
+end before their server does."""
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from llamaxing import build
+import uvicorn
+
+from llamaxing import build, settings
 from llamaxing.asgi import Application, Message, Receive, Send
+from llamaxing.errors import ConfigurationError
+from llamaxing.logs import Lines, Stamped
+
+
+def serve(host: str, port: int, workers: int) -> int:
+    """Until it is told to end. Raises `ConfigurationError` before anything listens."""
+    options: dict[str, Any] = {"host": host, "port": port, "workers": workers, **_OPTIONS}
+    if workers > 1:
+        asyncio.run(_try())
+        _outlive()
+        uvicorn.run("llamaxing.shim:application", factory=True, **options)
+        return 0
+    shim = application()
+    with contextlib.suppress(KeyboardInterrupt):
+        _Server(shim, options).run()
+    return 0
 
 
 def application() -> "Shim":
-    _spare()
+    """Of a process that is its own."""
+    _log()
     return Shim(build.application())
 
 
-def _spare() -> None:
-    """What would cost each call a few microseconds for nothing: the process is the gateway's own.
+_OPTIONS: dict[str, Any] = {
+    # Named, so that nothing is looked for: websockets are none of ours.
+    "interface": "asgi3",
+    "http": "httptools",
+    "ws": "none",
+    "lifespan": "on",
+    # When the signal reaches it, the calls have had theirs.
+    "timeout_graceful_shutdown": 5,
+    "access_log": False,
+    # Nothing here asks for a caller's address.
+    "proxy_headers": False,
+    "server_header": False,
+    "log_config": None,
+}
 
-    Log lines tell no thread, process or place in the code, so that is not found out for each; and
-    the garbage collector may look when there is more to find.
-    """
+
+def _log() -> None:
+    lines = Lines()
+    lines.setFormatter(Stamped())
+    logging.root.addHandler(lines)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # What would cost each call a few microseconds for nothing: lines tell no thread, process or
+    # place in the code, so that is not found out for each.
     for name in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
         setattr(logging, name, False)
     setattr(logging, "_srcfile", None)  # noqa: B010  as the documentation of logging has it
-    gc.set_threshold(50_000, 20, 100)
+
+
+async def _try() -> None:
+    """Before workers are started, which would be started again and again."""
+    logging.root.addHandler(logging.NullHandler())
+    with _unless_it_heals():
+        built = await build.Build(settings.environment(os.environ, Path.cwd())).all()
+        await built.gateway.aclose()
+
+
+@contextlib.contextmanager
+def _unless_it_heals() -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        # What is away may come back: until then every call is told so, and looks again.
+        if not error.heals:
+            raise
+
+
+def _outlive() -> None:
+    """uvicorn ends its calls on SIGTERM and then sends the signal again, to end the process with
+    it; that the gateway was told to end is no failure.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+
+class _Server(uvicorn.Server):
+    """Opens the gateway in the loop that serves it, so that it is made only once."""
+
+    def __init__(self, shim: "Shim", options: dict[str, Any]) -> None:
+        super().__init__(uvicorn.Config(shim, **options))
+        self._shim = shim
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        with _unless_it_heals():
+            await self._shim.open()
+        _outlive()
+        await super().serve(sockets)
 
 
 class Shim:
@@ -36,10 +116,17 @@ class Shim:
         self._application = application
         self._ending: asyncio.Task[None] | None = None
 
+    async def open(self) -> None:
+        """Raises `ConfigurationError`."""
+        await self._application.open()
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             for signum in (signal.SIGTERM, signal.SIGINT):
                 self._take(signum)
+            # The garbage collector may look when there is more to find; `serve` had it wait.
+            gc.set_threshold(50_000, 20, 100)
+            gc.enable()
         await self._application(scope, receive, send)
 
     def _take(self, signum: int) -> None:

@@ -153,7 +153,7 @@ def test_every_command_of_a_readme_is_one(
 
     for words in (it.split() for it in commands):
         if words and words[0] in run.COMMANDS:
-            command_line._arguments().parse_args(words)
+            command_line._arguments(words).parse_args(words)
         elif words:
             run.existing(words[0])
 
@@ -243,13 +243,13 @@ def test_a_port_that_cannot_be_is_refused_and_not_waited_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        command_line._arguments().parse_args(["serve", "--port", "80000"])
+        command_line._arguments([]).parse_args(["serve", "--port", "80000"])
 
     assert "80000 is no number from 0 to 65535" in capsys.readouterr().err
 
 
 def test_it_has_every_command_but_serve_which_is_its_own(run: ModuleType) -> None:
-    usage = command_line._arguments().format_usage()
+    usage = command_line._arguments([]).format_usage()
 
     listed = re.findall(r"\w+", usage.partition("{")[2].partition("}")[0])
     assert sorted({*listed} - {"serve"}) == sorted(run.COMMANDS)

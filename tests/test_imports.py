@@ -10,7 +10,8 @@ import llamaxing
 PACKAGE = Path(llamaxing.__file__).parent
 # From the top to the bottom: a module imports what stands below it, or beside it in a folder.
 LAYERS = [
-    ["__main__", "functions", "shim"],
+    ["__main__", "functions"],
+    ["shim"],
     ["check", "upkeep", "simulate"],
     ["build"],
     ["sidecar"],
@@ -48,8 +49,8 @@ OUTSIDE |= {"langfuse", "opentelemetry", "google"}
 OURS_ALONE = {
     "azure": {"functions", "entra"},
     "azurefunctions": {"functions"},
-    "uvicorn": {"__main__"},
-    "os": {"__main__", "build", "copies", "document", "jsonl", "sqlite"},
+    "uvicorn": {"shim"},
+    "os": {"__main__", "build", "copies", "document", "jsonl", "shim", "sqlite"},
 }
 
 
@@ -101,3 +102,12 @@ def test_nothing_heavy_is_imported_that_is_not_chosen() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_command_imports_what_it_needs_when_it_runs() -> None:
+    """A start waits for its imports most of all."""
+    code = "import sys, llamaxing.__main__; print(*(m for m in sys.modules if 'llamaxing.' in m))"
+
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert shown.stdout.split() == ["llamaxing.errors", "llamaxing.__main__"]

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import signal
+import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +16,7 @@ import pytest
 from tests.conftest import configure, model, openai
 from tests.e2e import start_shim, uvicorn_shim
 from tests.fakes import CHAT, DONE, Upstream, chunk
+from tests.services import PROJECT, free_port
 
 STREAM = {**CHAT, "stream": True}
 
@@ -29,9 +32,12 @@ async def serving(
         yield program.process, client
 
 
-async def test_faults_are_told_a_line_each_and_the_exit_code_is_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_faults_are_told_a_line_each_and_the_exit_code_is_1(
+    tmp_path: Path, workers: str
+) -> None:
     faults = {"AUTH_METHOD": "ldap", "DEBUG_LEVEL": "9"}
-    process = await start_shim(faults, tmp_path, stderr=PIPE)
+    process = await start_shim(faults, tmp_path, "--workers", workers, stderr=PIPE)
 
     _, told = await process.communicate()
 
@@ -142,5 +148,44 @@ async def test_the_log_of_the_process_has_a_line_a_call(upstream: Upstream, tmp_
         _, told = await process.communicate()
 
     lines = told.decode().splitlines()
+    # A start reads what is configured once.
     assert sum("auth_method is none" in line for line in lines) == 1
+    assert sum("configuration" in line for line in lines) == 1
     assert sum("chat_completions 200 model='m'" in line for line in lines) == 1
+
+
+_WATCHED = """
+import gc, os, signal, sys, threading, time, urllib.error, urllib.request
+from llamaxing.__main__ import main
+
+def watch():
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[-1]}/health/live").close()
+        except urllib.error.URLError:
+            time.sleep(0.01)
+        else:
+            break
+    print(gc.isenabled(), gc.get_freeze_count() > 0, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=watch).start()
+sys.exit(main())
+"""
+
+
+async def test_garbage_is_looked_for_again_once_it_serves(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """And not among what the start has made."""
+    environ = configure(tmp_path, [model(openai(upstream, "i1"))])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _WATCHED, "serve", "--port", str(free_port())),
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **environ},
+        stdout=PIPE,
+    )
+
+    shown, _ = await process.communicate()
+
+    assert (process.returncode, shown.split()) == (0, [b"True", b"True"])

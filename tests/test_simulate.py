@@ -35,8 +35,8 @@ CHAT: dict[str, Any] = {
 
 def parsed(*options: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    command.add(parser.add_subparsers())
-    return parser.parse_args(["simulate", *options])
+    command.add_options(parser)
+    return parser.parse_args(options)
 
 
 def test_a_port_that_is_taken_is_a_line(simulator: Simulator) -> None:

@@ -17,14 +17,12 @@ from llamaxing.simulate.behaviour import FAULTS, FORMS, Behaviour
 _CAPABILITIES = ("chat_completions", "completions", "embeddings", "images_generations")
 
 
-def add(commands: Any) -> None:
-    """`commands`: argparse's subparsers."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "simulate",
-        help="OpenAI and Azure OpenAI on this machine, and what goes wrong there",
-        description="Each option with [I:] may stand several times, as in --fault a:429=0.3: for "
-        "one instance, or for all. Faults are error statuses (503), those as a page (html-503), "
-        "and " + "; ".join(f"{name}: {what}" for name, what in FAULTS.items()) + ".",
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Each option with [I:] may stand several times, as in --fault a:429=0.3: for one "
+        "instance, or for all. Faults are error statuses (503), those as a page (html-503), and "
+        + "; ".join(f"{name}: {what}" for name, what in FAULTS.items())
+        + "."
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="the address to listen on")
