@@ -18,9 +18,12 @@ _UNRESOLVED = "@Microsoft.KeyVault("
 
 
 class Strict(BaseModel):
-    """What a file may say: unknown keys are faults, and nothing changes once it is read."""
+    """What a file may say: unknown keys are faults, and nothing changes once it is read.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A schema is built when its first file is read, and not by a start that has no such file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 def _not_boolean(value: Any) -> Any:

@@ -151,7 +151,8 @@ def _is_of_an_application(claims: Claims) -> bool:
     return "oid" not in claims or claims.get("sub", claims["oid"]) == claims["oid"]
 
 
-ANONYMOUS = Identity(id="anonymous")
+# As it is, without the schema by which files are checked.
+ANONYMOUS = Identity.model_construct(id="anonymous")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ _ORIGIN = re.compile(r"https?://[^/\s,?#]+")
 _LEAST_SECRET = 16
 
 
-class FunctionsSettings(BaseModel, frozen=True):
+class FunctionsSettings(BaseModel, frozen=True, defer_build=True):
     """What the Functions app has to know before there is a gateway."""
 
     functions_auth_level: Literal["anonymous", "function"] = Field(
@@ -34,7 +34,7 @@ class FunctionsSettings(BaseModel, frozen=True):
         return value.lower()
 
 
-class SidecarSettings(BaseModel, frozen=True):
+class SidecarSettings(BaseModel, frozen=True, defer_build=True):
     """What a sidecar has besides: they also count in lines of `.env-sidecar`."""
 
     sidecar_app_name: str = Field(
