@@ -1,7 +1,7 @@
 """The gateway as an ASGI 3 application: bytes in and out, hang-ups, the record in its place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Application:
             assert task is not None  # noqa: S101
             self._calls.add(task)
             try:
-                await self._call(scope, receive, send)
+                await self._call(scope, receive, send, task)
             finally:
                 self._calls.discard(task)
         elif scope["type"] == "lifespan":
@@ -97,8 +97,10 @@ class Application:
         for call in self._calls:
             call.cancel()
 
-    async def _call(self, scope: Message, receive: Receive, send: Send) -> None:
-        caller = _Caller(receive)
+    async def _call(
+        self, scope: Message, receive: Receive, send: Send, task: "asyncio.Task[Any]"
+    ) -> None:
+        caller = _Caller(receive, task)
         response: Response | None = None
         whole = False
         try:
@@ -124,10 +126,7 @@ class Application:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _answer(self, scope: Message, caller: "_Caller") -> Response:
-        headers: dict[str, str] = {}
-        for raw_name, raw_value in scope["headers"]:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        headers = _texts(scope["headers"])
         path = scope["path"].rstrip("/") or "/"
         try:
             opened = await self._gateway()
@@ -194,9 +193,9 @@ class _Caller:
     comes in one piece, and at once, is over before anybody has to watch.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, task: "asyncio.Task[Any]") -> None:
         self._receive = receive
-        self._task = asyncio.current_task()
+        self._task = task
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.gone = False
@@ -234,8 +233,18 @@ class _Caller:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
+
+
+def _texts(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    texts = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw]
+    found = dict(texts)
+    if len(found) == len(texts):
+        return found
+    several: dict[str, list[str]] = {}
+    for name, value in texts:
+        several.setdefault(name, []).append(value)
+    return {name: ", ".join(values) for name, values in several.items()}
 
 
 async def _send(response: Response, send: Send, caller: _Caller) -> None:

@@ -34,7 +34,7 @@ class Endpoint:
 
     def at(self, id: str) -> str:
         """Its path, with this id in it."""
-        return self.path.replace("{id}", quote(id, safe=""))
+        return self.path.replace("{id}", quote(id, safe="")) if id else self.path
 
     def passes(self, query: str) -> str:
         """What goes along of a caller's query: a function key may stand in it."""

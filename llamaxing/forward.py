@@ -27,6 +27,7 @@ from llamaxing.errors import (
 )
 from llamaxing.exchange import Attempt, Exchange
 from llamaxing.logs import log
+from llamaxing.patience import Patience
 from llamaxing.providers import Instance
 from llamaxing.selection import Selector
 from llamaxing.upstream import Asked, Content, Door, Timeouts
@@ -97,7 +98,7 @@ class Forwarder:
 
         Raises `GatewayError` where no upstream's own words can be passed on.
         """
-        deadline = asyncio.get_running_loop().time() + self._timeouts.total
+        deadline = time.monotonic() + self._timeouts.total
         failures: dict[Instance, Failure] = {}
         candidates = self._selector.candidates(call.model, call.only)
         for instance in islice(candidates, self._attempts):
@@ -146,22 +147,22 @@ class Forwarder:
         self, instance: Instance, call: Call, attempt: Attempt, deadline: float
     ) -> Answer | Failure:
         limit = instance.timeout or (self._timeouts.first_header if call.streamed else math.inf)
-        now = asyncio.get_running_loop().time()
+        began = time.monotonic()
         name = call.model.id
         answer: Answer | None = None
+        patience = Patience()
         try:
-            async with asyncio.timeout_at(min(deadline, now + limit)) as timer:
-                answer = await self._sent(instance, call)
-                attempt.status, answer.latency = answer.status, _since(now)
-                if timer.when() != deadline:
-                    timer.reschedule(deadline)
-                return await self._judged(answer, instance, call)
+            wait = min(deadline - began, limit)
+            answer = await patience.within(wait, self._sent(instance, call))
+            now = time.monotonic()
+            attempt.status, answer.latency = answer.status, now - began
+            return await patience.within(deadline - now, self._judged(answer, instance, call))
         except TimeoutError as error:
             if answer is not None:
                 raise UpstreamTimeout(name, self._timeouts.total) from error
-            waited = _since(now)
-            failure = Failure(UpstreamTimeout(name, round(waited, 3)))
-            if now + waited >= deadline:
+            now = time.monotonic()
+            failure = Failure(UpstreamTimeout(name, round(now - began, 3)))
+            if now >= deadline:
                 attempt.error = failure.error.code
                 raise failure.error from error
             return failure
@@ -174,6 +175,8 @@ class Forwarder:
             return Failure(UpstreamUnreachable(name))
         except httpx.TransportError:
             return Failure(UpstreamBadResponse(name, "something that is not HTTP"))
+        finally:
+            patience.end()
 
     async def _sent(self, instance: Instance, call: Call) -> Answer:
         """The head of its reply."""
@@ -223,10 +226,6 @@ class Forwarder:
             wanted["stream_options"] = call.counting
         changed = {name: value for name, value in wanted.items() if call.payload.get(name) != value}
         return call.payload.edited({**call.edits, **changed})
-
-
-def _since(then: float) -> float:
-    return asyncio.get_running_loop().time() - then
 
 
 def _soonest(failures: Mapping[Instance, Failure]) -> Instance | None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import httptools
 import httpx
 
+from llamaxing.corked import Corked
 from llamaxing.http import Headers
 from llamaxing.patience import Patience
 
@@ -205,8 +206,7 @@ class Connection(asyncio.Protocol):
     # Of asyncio
 
     def connection_made(self, transport: Any) -> None:
-        # uvloop's is an asyncio.Transport in all but name.
-        self._transport: asyncio.Transport = transport
+        self._transport = Corked(transport)
 
     def data_received(self, data: bytes) -> None:
         reply = self._reply
@@ -279,7 +279,7 @@ class Connection(asyncio.Protocol):
             return
         self._end()
         # An upstream that answers early may never read the rest, and the next would wait for that.
-        unsent = self._sending or self._transport.get_write_buffer_size()
+        unsent = self._sending or self._transport.unsent
         if unsent or not self._parser.should_keep_alive():
             self.abort()
         elif not self.closed:

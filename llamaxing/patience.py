@@ -23,7 +23,7 @@ class Patience:
 
     async def within(self, seconds: float, awaited: Awaitable[T]) -> T:
         """Raises TimeoutError when so many seconds have passed; one wait at a time."""
-        task = self._waiting = asyncio.current_task()
+        task = self._waiting = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101
         cancelled_before = task.cancelling()
         self._ends = self._loop.time() + seconds

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -184,5 +185,4 @@ async def _looked_up(place: Place) -> Sequence[Address]:
     return await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+_now = time.monotonic

@@ -53,22 +53,24 @@ async def relay(
     that breaks raises `BrokenOff`. `exchange.complete` is set once the last byte, or the event
     that ends the stream, has been taken.
     """
-    events = answer.media_type == "text/event-stream" and not answer.header(b"content-encoding")
+    is_stream = answer.media_type == "text/event-stream"
+    if answer.whole and not is_stream:
+        for piece in answer.held:
+            _note(exchange, piece, time.time())
+            yield piece
+        exchange.complete = True
+        return
+    events = is_stream and not answer.header(b"content-encoding")
     framer = sse.Framer() if events else None
     passing = _passing(answer, framer) if framer else None
     last = exchange.endpoint.last
-    chatty = log.isEnabledFor(CHUNKS)
     ends = exchange.started + longest
     broken: GatewayError
     try:
         async for chunk in _chunks(answer):
             now = time.time()
             if chunk:
-                if exchange.first_byte is None:
-                    exchange.first_byte = now
-                exchange.reply.add(chunk)
-                if chatty:
-                    log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
+                _note(exchange, chunk, now)
                 whole = framer.feed(chunk) if framer else []
                 if passed := passing.feed(chunk, whole) if passing else chunk:
                     yield passed
@@ -96,6 +98,14 @@ async def relay(
         if passing and (rest := passing.rest()):
             yield rest
         exchange.complete = True
+
+
+def _note(exchange: Exchange, chunk: bytes, now: float) -> None:
+    if exchange.first_byte is None:
+        exchange.first_byte = now
+    exchange.reply.add(chunk)
+    if log.isEnabledFor(CHUNKS):
+        log.log(CHUNKS, "%s chunk: %r", exchange.request_id, chunk)
 
 
 async def within(answering: Coroutine[Any, Any, Answer], seconds: float) -> Any:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llamaxing import build, settings
 from llamaxing.asgi import Application, Message, Receive, Send
+from llamaxing.corked import Corked
 from llamaxing.errors import ConfigurationError
 from llamaxing.logs import Lines, Stamped
 
@@ -40,10 +42,18 @@ def application() -> "Shim":
     return Shim(build.application())
 
 
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, over connections that are corked."""
+
+    def connection_made(self, transport: Any) -> None:
+        corked: Any = Corked(transport)
+        super().connection_made(corked)
+
+
 _OPTIONS: dict[str, Any] = {
     # Named, so that nothing is looked for: websockets are none of ours.
     "interface": "asgi3",
-    "http": "httptools",
+    "http": Protocol,
     "ws": "none",
     "lifespan": "on",
     # When the signal reaches it, the calls have had theirs.

@@ -72,13 +72,13 @@ def test_a_reply_may_be_cut_anywhere(cuts: set[int]) -> None:
     assert asyncio.run(read()) == (200, b"hello world")
 
 
-class Wire:
+class Wire(asyncio.Transport):
     """A transport that leads nowhere."""
 
     def __init__(self, unsent: int = 0) -> None:
         self._unsent = unsent
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: object) -> None: ...
 
     def abort(self) -> None: ...
 

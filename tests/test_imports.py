@@ -39,7 +39,7 @@ LAYERS = [
     ["identity", "sse", "fitting", "generation", "merging"],
     ["endpoints", "document", "trimming"],
     ["http"],
-    ["errors", "logs", "otlp", "patience"],
+    ["corked", "errors", "logs", "otlp", "patience"],
     ["__init__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,55 @@
+"""Connections that send what one turn of the event loop has written to them at its end, at once.
+
+A packet wakes whoever waits for it, and that costs more than most of what a call does here. So a
+reply's head goes out with its body, and calls that come together go on together.
+"""
+
+import asyncio
+from typing import Any
+
+# Bytes that wait for the end of the turn at the most.
+_MOST = 64 * 1024
+
+
+class Corked:
+    """A transport, as far as HTTP wants one."""
+
+    def __init__(self, transport: Any) -> None:
+        # uvloop's is an asyncio.Transport in all but name.
+        self._transport: asyncio.Transport = transport
+        self._soon = asyncio.get_running_loop().call_soon
+        self._held: list[bytes] = []
+        self._size = 0
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+
+    @property
+    def unsent(self) -> int:
+        """Bytes, as far as they are still here."""
+        return self._size + self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            return
+        if not self._held:
+            self._soon(self._send)
+        self._held.append(data)
+        self._size += len(data)
+        if self._size > _MOST:
+            self._send()
+
+    def close(self) -> None:
+        """What has been written is still sent."""
+        self._send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._held, self._size = [], 0
+        self._transport.abort()
+
+    def _send(self) -> None:
+        held, self._held, self._size = self._held, [], 0
+        if held and not self._transport.is_closing():
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
