@@ -1,6 +1,5 @@
 """A JSON file of the operator's: checked whole, every fault a line that says how to mend it."""
 
-import difflib
 import json
 import re
 from collections import Counter
@@ -234,6 +233,8 @@ def _unknown(key: str, place: _Place) -> str:
     for other in place.others:
         if key in other.model_fields:
             return f"is for '{_tag(other)}', and this is '{_tag(place.schemas[0])}'; leave it out"
+    import difflib
+
     known = [name for schema in place.schemas for name in schema.model_fields]
     near = difflib.get_close_matches(key, known, n=1)
     return "is not a known key; " + (f"did you mean '{near[0]}'?" if near else "leave it out")

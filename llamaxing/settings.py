@@ -1,6 +1,5 @@
 """The settings: environment variables in upper case, or lines of `.env`."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -402,6 +401,8 @@ def every_setting() -> dict[str, Any]:
 
 def near_misses(environ: Mapping[str, str]) -> list[str]:
     """A line for each variable that is nearly called like a setting, and counts for nothing."""
+    import difflib
+
     known = every_setting()
     lines = []
     for variable in sorted(environ):

@@ -2,27 +2,42 @@
 
 import base64
 import hashlib
-import html
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 
 
 class Reference:
-    """`page` runs only what it carries itself: `csp` is the policy to serve it with."""
+    """Made when it is first asked for, which a start does not wait for."""
 
     def __init__(self, app_name: str) -> None:
-        document = json.loads(_read("openapi.json"))
-        document["info"]["title"] = app_name
-        page = _read("page.html")
+        self._app_name = app_name
+
+    @cached_property
+    def document(self) -> bytes:
+        found = json.loads(_read("openapi.json"))
+        found["info"]["title"] = self._app_name
+        return json.dumps(found).encode()
+
+    @cached_property
+    def page(self) -> bytes:
+        """It runs only what it carries itself."""
+        import html
+
         filled = {
-            "__APP_NAME__": html.escape(app_name),
+            "__APP_NAME__": html.escape(self._app_name),
             # `</script>` and `<!--` would end or change the element around it.
-            "__OPENAPI__": json.dumps(document).replace("<", "\\u003c"),
+            "__OPENAPI__": self.document.decode().replace("<", "\\u003c"),
         }
-        self.document = json.dumps(document).encode()
-        self.page = re.sub("|".join(filled), lambda found: filled[found[0]], page).encode()
-        self.csp = "; ".join(
+        page = re.sub("|".join(filled), lambda found: filled[found[0]], _read("page.html"))
+        return page.encode()
+
+    @cached_property
+    def csp(self) -> str:
+        """The policy to serve the page with."""
+        page = _read("page.html")
+        return "; ".join(
             [
                 "default-src 'none'",
                 "connect-src 'self'",
