@@ -99,7 +99,7 @@ def test(arguments: Sequence[str]) -> int:
     install(*GATEWAY, LOCAL, DEVELOPMENT)
     install_npm()
     for name in CLIENTS:
-        install_apart(name)
+        install_apart(folder_of(name), name)
     pytest = ["pytest", *(arguments or ["--cov"])]
     failed = []
     for step in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], pytest):
@@ -115,8 +115,10 @@ def bench(arguments: Sequence[str]) -> int:
         sys.exit("run.py: bench reads what Linux tells of processes, and runs there alone")
     install(*GATEWAY, LOCAL, DEVELOPMENT, BENCH)
     install_npm()
+    # What a deployment has, and nothing else that a start would look at.
+    install_apart("bench-gateway", *GATEWAY)
     if "--full" in arguments:
-        install_apart(BENCH_LITELLM)
+        install_apart(folder_of(BENCH_LITELLM), BENCH_LITELLM)
         install_npm(BENCH_NPM, "bench-npm")
     return subprocess.call([PYTHON, "-m", "bench", *arguments], cwd=HERE)
 
@@ -183,38 +185,47 @@ def install_npm(name: str = NPM, folder: str = "npm") -> None:
         say(f"npm could not install {name}; what needs it is skipped")
 
 
-def install_apart(name: str) -> None:
-    """What need not go with what we need, in an environment of its own. All goes on without it."""
-    if is_installed(name):
+def install_apart(folder: str, *files: str) -> None:
+    """In an environment of its own, below .venv. All goes on without it."""
+    if is_installed(*files, where=folder):
         return
 
-    say(f"installing {name} (first time, about a minute)")
-    folder = VENV / name.removeprefix("requirements-").removesuffix(".txt")
-    python = str(folder / Path(PYTHON).relative_to(VENV))
+    say(f"installing {', '.join(files)} into {folder} (first time, about a minute)")
+    there = VENV / folder
+    python = str(there / Path(PYTHON).relative_to(VENV))
     # Compiling all of it takes longer than what little of it the tests load.
     into = ("--python", python, "install", "--no-compile", "--retries=1", *QUIET)
-    made = quietly(PYTHON, "-m", "venv", "--clear", "--without-pip", str(folder)) == 0
-    if made and subprocess.call([PYTHON, "-m", "pip", *into, "-r", name], cwd=HERE) == 0:
-        stamp(name)
+    wanted = [part for name in files for part in ("-r", name)]
+    made = quietly(PYTHON, "-m", "venv", "--clear", "--without-pip", str(there)) == 0
+    if made and subprocess.call([PYTHON, "-m", "pip", *into, *wanted], cwd=HERE) == 0:
+        stamp(*files, where=folder)
     else:
-        shutil.rmtree(folder, ignore_errors=True)
-        say(f"pip could not install {name}; what needs it is skipped")
+        shutil.rmtree(there, ignore_errors=True)
+        say(f"pip could not install {', '.join(files)} into {folder}; what needs it is skipped")
 
 
-def is_installed(*files: str) -> bool:
-    return digests(*files).items() <= stamped().items()
+def folder_of(name: str) -> str:
+    return name.removeprefix("requirements-").removesuffix(".txt")
 
 
-def stamp(*files: str) -> None:
-    STAMP.write_text(json.dumps(stamped() | digests(*files), indent=2))
+def is_installed(*files: str, where: str = "") -> bool:
+    return digests(*files, where=where).items() <= stamped().items()
+
+
+def stamp(*files: str, where: str = "") -> None:
+    STAMP.write_text(json.dumps(stamped() | digests(*files, where=where), indent=2))
 
 
 def stamped() -> dict[str, str]:
     return dict(json.loads(STAMP.read_text())) if STAMP.exists() else {}
 
 
-def digests(*files: str) -> dict[str, str]:
-    return {name: hashlib.sha256((HERE / name).read_bytes()).hexdigest() for name in files}
+def digests(*files: str, where: str = "") -> dict[str, str]:
+    """By the folder below .venv, where it is not .venv itself, and the file."""
+    return {
+        str(Path(where, name)): hashlib.sha256((HERE / name).read_bytes()).hexdigest()
+        for name in files
+    }
 
 
 def make_venv() -> None:

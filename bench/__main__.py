@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import flame, report, results
+from bench import flame, ours, report, results
 from bench.bars import bars
 from bench.imports import longest
 from bench.lineup import LINEUP
@@ -46,6 +46,10 @@ def main(arguments: Sequence[str]) -> int:
     wanted = options.parse_args(arguments)
     if os.getloadavg()[0] > _BUSY:
         say("this machine has other work: no time is to be trusted, and no ratio quite")
+    if not ours.PYTHON.exists():
+        say(
+            "the gateway runs with all that a developer has: `python3 run.py bench` has it start so"
+        )
     keep_off()
     found = run(wanted)
     print(report.document(found, every_bar=wanted.full), flush=True)

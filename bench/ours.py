@@ -9,6 +9,9 @@ from pathlib import Path
 from bench.gateways import PATH, Gateway, Route
 from bench.rig import AUDIENCE, BEARER, ISSUER, KEY, PROJECT, Rig, environment, free_port
 
+PYTHON = Path(sys.prefix) / "bench-gateway" / "bin" / "python"
+"""Of an environment that has what a deployment has; `run.py bench` makes it."""
+
 _IDENTITIES = {
     "IDENTITY_STORE": "json",
     "IDENTITY_STORE_JSON_FILENAME": "identities.json",
@@ -61,7 +64,8 @@ def _gateway(rig: Rig, name: str, headers: Mapping[str, str], **settings: str) -
         MODELS_SOURCE="file:models.json",
         SSL_CERT_FILE=str(rig.authority),
     )
-    command = [sys.executable, "-m", "llamaxing", "serve", "--port", str(port)]
+    python = PYTHON if PYTHON.exists() else sys.executable
+    command = [str(python), "-m", "llamaxing", "serve", "--port", str(port)]
     plain, tls = (
         Route(f"http://127.0.0.1:{port}{PATH}", headers, model) for model in ("plain", "tls")
     )

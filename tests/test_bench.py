@@ -331,3 +331,18 @@ def test_uncompiled_is_all_but_pythons_own_library(made: Rig) -> None:
     )
 
     assert told.stdout.split() == ["True", "False"]
+
+
+def test_the_gateway_has_around_it_what_a_deployment_has_and_no_more(made: Rig) -> None:
+    if not ours.PYTHON.exists():
+        pytest.skip("`python3 run.py bench` makes this environment")
+    program = "import importlib.util as it; print(*(it.find_spec(name) is not None for name in "
+
+    told = subprocess.run(
+        [ours.none(made).command[0], "-c", f"{program} ('uvicorn', 'pymongo', 'pytest')))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert told.stdout.split() == ["True", "True", "False"]
