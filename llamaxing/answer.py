@@ -48,18 +48,18 @@ class Answer:
     latency: float = 0.0
     on_close: Callable[[], None] | None = None
     media_type: str = field(init=False)
+    _first: Mapping[bytes, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._first = {name.lower(): value for name, value in reversed(self.headers)}
         self.media_type = self.header(b"content-type").partition(";")[0].strip().lower()
 
     def texts(self) -> Iterator[tuple[str, str]]:
         return ((k.decode("latin-1"), v.decode("latin-1")) for k, v in self.headers)
 
     def header(self, name: bytes) -> str:
-        for key, value in self.headers:
-            if key.lower() == name:
-                return value.decode("latin-1")
-        return ""
+        """As it came; nothing without it."""
+        return self._first.get(name, b"").decode("latin-1")
 
     async def hold(self, most: int) -> None:
         """Reads the body up to about `most` bytes. Raises httpx.TransportError when it breaks."""

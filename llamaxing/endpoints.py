@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
 
 from llamaxing.errors import MethodNotAllowed
@@ -51,8 +51,7 @@ class Endpoint:
         return "{id}" not in self.path and self.body != "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """What a path names: an endpoint, and a model or an id where there is one in it."""
 
     endpoint: Endpoint

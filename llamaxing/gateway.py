@@ -1,7 +1,7 @@
 """The pipeline: who calls, what for, sent where, and how it ended."""
 
 import asyncio
-import secrets
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -270,7 +270,8 @@ class Gateway:
 
 def new_id() -> str:
     """Nobody else's: of an exchange, and of a request whose caller gives it none."""
-    return secrets.token_hex(16)
+    # No secret; and after a fork it is seeded anew.
+    return f"{random.getrandbits(128):032x}"
 
 
 def refusal(error: GatewayError) -> Response:
@@ -292,6 +293,6 @@ def _head(answer: Answer) -> Headers:
         # It may end with an event of ours.
         head = [(name, value) for name, value in head if name != b"content-length"]
         return [*head, _UNCOLLECTED]
-    if answer.whole and not answer.header(b"content-length"):
+    if answer.whole and not any(name == b"content-length" for name, _ in head):
         head.append((b"content-length", str(sum(map(len, answer.held))).encode()))
     return head

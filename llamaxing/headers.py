@@ -37,8 +37,9 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 def upwards(callers: Mapping[str, str]) -> dict[str, str]:
     """The caller's headers that go along to an upstream: text, as headers have it now (RFC 9110
     section 5.5)."""
-    named = {name.strip().lower() for name in callers.get("connection", "").split(",")}
-    going = _UPWARDS - named
+    going = _UPWARDS
+    if connection := callers.get("connection"):
+        going = _UPWARDS - {name.strip().lower() for name in connection.split(",")}
     return {name: it for name, it in callers.items() if name in going and it.isascii()}
 
 

@@ -5,6 +5,7 @@ import mmap
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llamaxing.errors import RequestTooLarge
 
@@ -109,8 +110,7 @@ def pieces(content: Buffer | memoryview) -> Iterator[bytes]:
                 view.obj.madvise(mmap.MADV_DONTNEED)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One call. Header names are lower-case; a repeated header is joined by a comma."""
 
     method: str

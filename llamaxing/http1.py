@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         self._reply: Reply | None = None
         self._headers: Headers = []
         self._overhead = 0
-        self._head_only = self._sending = self._paused = False
+        self._head_only = self._sending = self._paused = self._interim = False
         self._writable: asyncio.Future[None] | None = None
 
     async def ask(
@@ -256,10 +256,13 @@ class Connection(asyncio.Protocol):
         self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        if self._is_interim or self._reply is None:
+        status = self._parser.get_status_code()
+        # RFC 9110 section 15.2: after an interim one another head follows.
+        self._interim = 100 <= status < 200
+        if self._interim or self._reply is None:
             return
         self._overhead = 0
-        self._reply.begin(self._parser.get_status_code(), self._headers)
+        self._reply.begin(status, self._headers)
         # Trailers are no headers: RFC 9110 section 6.5.1.
         self._headers = []
         # Whoever still sends may stop.
@@ -275,7 +278,7 @@ class Connection(asyncio.Protocol):
             self._reply.add(piece)
 
     def on_message_complete(self) -> None:
-        if self._is_interim or self._reply is None:
+        if self._interim or self._reply is None:
             return
         self._end()
         # An upstream that answers early may never read the rest, and the next would wait for that.
@@ -284,11 +287,6 @@ class Connection(asyncio.Protocol):
             self.abort()
         elif not self.closed:
             self._on_free(self)
-
-    @property
-    def _is_interim(self) -> bool:
-        """RFC 9110 section 15.2: another head follows."""
-        return 100 <= self._parser.get_status_code() < 200
 
     def _is_cut_off(self) -> bool:
         """RFC 9112 section 9.8: anybody on the way can end a connection, and over TLS only the

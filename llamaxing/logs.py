@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 log = logging.getLogger("llamaxing")
 
@@ -70,6 +71,33 @@ class Lines(logging.StreamHandler[TextIO]):
             self.flush()
 
 
+class Spare(logging.LogRecord):
+    """Of a line that names no thread, process or place in the code: they are not found out."""
+
+    pathname = filename = module = funcName = ""
+    thread = threadName = processName = process = taskName = None
+    lineno = 0
+    msecs = relativeCreated = 0.0
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+    ) -> None:
+        self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)
+        named = len(args) == 1 and args[0] and isinstance(args[0], Mapping)
+        self.msg, self.args = str(msg), args[0] if named else args
+        self.exc_info, self.exc_text, self.stack_info = exc_info, None, sinfo
+        self.created = time.time()
+
+
 class Stamped(logging.Formatter):
     """The time to the millisecond; its seconds are written out once for all lines of a second."""
 
@@ -78,9 +106,15 @@ class Stamped(logging.Formatter):
         self._second = 0
         self._text = ""
 
+    def format(self, record: logging.LogRecord) -> str:
+        if record.exc_info or record.stack_info:
+            return super().format(record)
+        message = record.getMessage()
+        return f"{self.formatTime(record)} {record.levelname} {record.name}: {message}"
+
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         second = int(record.created)
         if second != self._second:
             self._text = time.strftime(self.default_time_format, time.localtime(second))
             self._second = second
-        return f"{self._text},{int(record.msecs):03d}"
+        return f"{self._text},{int((record.created - second) * 1000):03d}"

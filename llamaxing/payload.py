@@ -20,6 +20,8 @@ REMOVE: Any = object()
 
 # OpenAI's endpoints have some forty; each costs a hundred times its bytes, and is looked at often.
 _MOST_MEMBERS = 1000
+# Bytes in which there cannot be more: `"":0,`.
+_FEW_MEMBERS = 5 * _MOST_MEMBERS
 # As much for all objects in one member, the items of a conversation, and for those themselves.
 _MOST_WITHIN = 100_000
 # What is read here are names, flags and metadata: whatever is large is only passed on.
@@ -44,6 +46,7 @@ class _Key:
 
 
 _value = msgspec.json.Decoder()
+_few = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda _, name: _Key(name))
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -257,6 +260,8 @@ def _decode(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
 
 
 def _members(body: Buffer | memoryview, one: One | None = None) -> dict[_Key, msgspec.Raw]:
+    if one is None and len(body) < _FEW_MEMBERS:
+        return _few.decode(body)
     count = one or _at_most(_MOST_MEMBERS)
 
     def key(_: type, name: str) -> _Key:

@@ -5,10 +5,11 @@ import io
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from llamaxing.logs import Lines, Stamped
+from llamaxing.logs import Lines, Spare, Stamped
 
 
 class Writes(io.StringIO):
@@ -104,3 +105,27 @@ def test_a_stamp_is_what_logging_writes() -> None:
         record.created, record.msecs = created, created % 1 * 1000
 
     assert [ours.format(it) for it in records] == [theirs.format(it) for it in records]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("nothing to fill in: 100%", ()),
+        ("%s of %d", ("one", 2)),
+        ("%(name)s", ({"name": "by name"},)),
+        (ValueError("no text"), ()),
+    ],
+)
+@pytest.mark.parametrize("broken", [None, (ValueError, ValueError("why"), None)])
+@pytest.mark.parametrize("stack", [None, "Stack (most recent call last):"])
+def test_a_line_of_a_spare_record_reads_as_any_other(
+    given: tuple[object, Any], broken: Any, stack: str | None
+) -> None:
+    rest = ("of-the-test", logging.ERROR, "there.py", 1, *given, broken, "there", stack)
+    spare, full = Spare(*rest), logging.LogRecord(*rest)
+    spare.created = full.created = 1_800_000_000.125
+    full.msecs = 125.0
+
+    told = Stamped().format(spare)
+
+    assert told == logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s").format(full)

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeGuard
+from typing import NamedTuple, Protocol, TypeGuard
 
 from llamaxing.errors import Unauthenticated
 from llamaxing.http import Request
@@ -12,12 +11,12 @@ from llamaxing.identity import Identities, Identity
 
 Now = Callable[[], datetime]
 
+_HEADERS = ("authorization", "api-key")
 # RFC 7515 section 7.1: three parts in base64url; the first is JSON, so it begins with `{"`.
 _TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The identity, and the `id` under which what is the caller's is known: the identity's own, or
     with a person behind it where several share an entry. `how`: what they showed, for records.
     """
@@ -51,9 +50,13 @@ def credentials(request: Request, header: str | None = None) -> list[str]:
     A `header` replaces both; any but Authorization carries the raw value.
     Raises `Unauthenticated` for another scheme, or for more than one value in a header.
     """
-    names = [header.lower()] if header else ["authorization", "api-key"]
-    values = [(name, request.headers[name]) for name in names if name in request.headers]
-    return [_bearer(value) if name == "authorization" else value for name, value in values]
+    given = request.headers
+    names = (header.lower(),) if header else _HEADERS
+    return [
+        _bearer(given[name]) if name == "authorization" else given[name]
+        for name in names
+        if name in given
+    ]
 
 
 def looks_like_token(credential: str) -> bool:

@@ -32,20 +32,25 @@ class ApiKey:
         return Unauthenticated(f"You didn't provide an API key: send it as {ways}.")
 
     async def authenticate(self, request: Request, identities: Identities) -> Caller | None:
-        found = [
-            (identities.by_key(key, self._now()), key) for key in credentials(request, self._header)
-        ]
-        callers = [caller for caller, _ in found if caller]
-        others = [key for caller, key in found if caller is None]
-        tokens = [key for key in others if looks_like_token(key)]
-        if len(tokens) < len(others) or (callers and others and self._alone):
-            raise Unauthenticated("Incorrect API key provided.")
-        if not callers:
-            return None
-        if len({identity.id for identity, _ in callers}) > 1:
-            raise Unauthenticated("The request carries the API keys of two identities.")
-        identity, key = callers[0]
-        return Caller(identity, identity.id, f"apikey {key}")
+        caller: Caller | None = None
+        tokens = False
+        for key in credentials(request, self._header):
+            found = identities.by_key(key, self._now())
+            if found is None:
+                if not looks_like_token(key):
+                    raise _incorrect()
+                tokens = True
+            elif caller is not None and caller.id != found[0].id:
+                raise Unauthenticated("The request carries the API keys of two identities.")
+            elif caller is None:
+                caller = Caller(found[0], found[0].id, f"apikey {found[1]}")
+        if caller is not None and tokens and self._alone:
+            raise _incorrect()
+        return caller
+
+
+def _incorrect() -> Unauthenticated:
+    return Unauthenticated("Incorrect API key provided.")
 
 
 _WAYS = "'Authorization: Bearer <key>' or as 'api-key: <key>'"
