@@ -129,7 +129,7 @@ class Application:
         headers = _texts(scope["headers"])
         path = scope["path"].rstrip("/") or "/"
         try:
-            opened = await self._gateway()
+            opened = self._opened or await self._gateway()
         except ConfigurationError as error:
             # The process lives: to restart it would mend nothing.
             answer = ok() if path == "/health/live" else refusal(NotConfigured(error.settings))
