@@ -185,7 +185,7 @@ class Said:
 async def call(client: httpx.AsyncClient, upstream: Journal, said: Said) -> None:
     """Makes the call as its kind says. A connection that breaks is in the journal, too."""
     kind = kind_of(said.id)
-    making = asyncio.create_task(_made(client, said, kind))
+    making = asyncio.create_task(made(client, said, kind))
     if kind.leaves and not kind.stream:
         asked = asyncio.create_task(upstream.has[said.id].wait())
         await asyncio.wait({asked, making}, return_when=asyncio.FIRST_COMPLETED)
@@ -195,7 +195,8 @@ async def call(client: httpx.AsyncClient, upstream: Journal, said: Said) -> None
         await making
 
 
-async def _made(client: httpx.AsyncClient, said: Said, kind: Kind) -> None:
+async def made(client: httpx.AsyncClient, said: Said, kind: Kind) -> None:
+    """Raises `httpx.TransportError` where the connection breaks."""
     body = kind.body or json.dumps(_request(said.id, kind)).encode()
     headers = {
         "content-type": "application/json",

@@ -4,13 +4,15 @@ Two of them share an outbox, and one goes on while the other is away.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
 import pymongo
 import pytest
 
@@ -28,6 +30,7 @@ from tests.journals import (
     calls,
     kind_of,
     known,
+    made,
     models,
     seeded,
     told,
@@ -68,8 +71,9 @@ class Shim:
         await self._process.wait()
 
     async def end(self) -> None:
-        self._process.terminate()
-        assert await self._process.wait() == 0
+        if self._process.returncode is None:
+            self._process.terminate()
+            assert await self._process.wait() == 0
 
 
 class Worker:
@@ -188,8 +192,53 @@ async def test_what_a_kill_may_cost_is_what_was_going_on(
         assert {it["complete"] for it in lost} <= {False}
 
 
+@pytest.mark.parametrize("gateways", GATEWAYS.values(), ids=GATEWAYS)
+async def test_with_an_audit_what_was_going_on_at_a_kill_is_worker_lost(
+    tmp_path: Path, mongodb: str, gateways: Any
+) -> None:
+    """Two are killed within their calls and one starts again: it delivers its own and the other's.
+    Upstream was asked for each, and no caller has its end."""
+    ids = ["left-plain.0001", "left-stream.0002", "left-plain.0003", "left-stream.0004"]
+    said = [Said(id, "alice") for id in ids]
+    database = f"lost-{tmp_path.name}"
+    async with Journal() as upstream:
+        environ = settings(tmp_path, upstream, mongodb, database, audit=True, longest=5)
+        async with gateways(environ, tmp_path) as two, asyncio.TaskGroup() as callers:
+            for index, it in enumerate(said):
+                callers.create_task(stays(two[index // 2].url, it))
+            await asyncio.gather(*(going_on(upstream, it) for it in said))
+            await asyncio.gather(*(it.kill() for it in two))
+            assert await taken(mongodb, database) == []
+            await two[1].start()
+            await delivered(two[1].url)
+        asked = upstream.asked_for()
+        documents = await taken(mongodb, database)
+
+    assert [len(asked[id]) for id in ids] == [1, 1, 1, 1]
+    assert sorted(it["request_id"] for it in documents) == sorted(ids)
+    for document in documents:
+        assert (document["complete"], document["error"]) == (False, "worker_lost")
+        assert document["identity"]["id"] == "alice"
+        assert document["request"]["user"] == document["request_id"]
+    assert not any(it.whole for it in said)
+
+
+async def stays(url: str, said: Said) -> None:
+    """A caller who does not leave until the connection breaks."""
+    async with caller_of(url) as client:
+        with contextlib.suppress(httpx.TransportError):
+            await made(client, said, replace(kind_of(said.id), leaves=False))
+
+
+async def going_on(upstream: Journal, said: Said) -> None:
+    """Returns when upstream has the call, and its caller what there is of a stream."""
+    await upstream.has[said.id].wait()
+    while kind_of(said.id).stream and not said.body:  # noqa: ASYNC110  it is bytes, without an event
+        await asyncio.sleep(0.01)
+
+
 def settings(
-    folder: Path, upstream: Journal, mongodb: str, database: str, audit: bool
+    folder: Path, upstream: Journal, mongodb: str, database: str, audit: bool, longest: int = 8
 ) -> Mapping[str, str]:
     recorded = {
         "OUTBOX": "sqlite",
@@ -200,7 +249,8 @@ def settings(
         # What a killed process had taken to deliver is another's soon after.
         "DELIVERY_TIMEOUT": "1",
     }
-    ages = {"STREAM_MAX_AGE": "8", "APP_REQUESTS_TIMEOUT": "8", "AUDIT_MAX_AGE": "9"}
+    ages = {name: str(longest) for name in ("STREAM_MAX_AGE", "APP_REQUESTS_TIMEOUT")}
+    ages["AUDIT_MAX_AGE"] = str(longest + 1)
     audited = {"AUDIT_REQUIRED": "true", **ages} if audit else {}
     return configure(folder, models(upstream), IDENTITIES) | recorded | audited
 
