@@ -430,7 +430,7 @@ class Host:
             await forwarding
 
     async def _relay(self, request: httpx.Request, send: Any) -> None:
-        timeout = {"timeout": {"connect": 5, "read": 240, "write": 240, "pool": None}}
+        timeout = {"timeout": {"connect": 60, "read": 240, "write": 240, "pool": None}}
         request.extensions = timeout
         response = await self._client.handle_async_request(request)
         try:
