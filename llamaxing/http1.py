@@ -181,8 +181,8 @@ class Connection(asyncio.Protocol):
         """As much of it as the upstream takes: one that answers earlier wants no more."""
         self._sending = True
         async for piece in content:
-            if self._writable is not None:
-                await self._writable
+            # What has come meanwhile is seen first: an early reply, or the connection's end.
+            await (self._writable or asyncio.sleep(0))
             if reply.begun or self.closed:
                 return
             self._transport.write(piece)
