@@ -50,6 +50,10 @@ class Corked:
         self._transport.abort()
 
     def _send(self) -> None:
-        held, self._held, self._size = self._held, [], 0
-        if held and not self._transport.is_closing():
-            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
+        held, self._held = self._held, []
+        # To join what is large would cost more than it saves.
+        together = [b"".join(held)] if 0 < self._size <= _MOST else held
+        self._size = 0
+        if not self._transport.is_closing():
+            for data in together:
+                self._transport.write(data)
