@@ -1,148 +1,172 @@
-"""An SQLite database in a thread of its own: rows that are added at one time share a commit.
+"""An SQLite database beside an event loop: what is added at one time shares a commit.
 
-Each step of a statement gives up Python's lock, and a busy event loop gives it back only after
-milliseconds. So whatever is done often is one statement of one step, however many rows it is about;
-and the thread is handed all that has come since the last time at once, since to wake it costs more
-than a commit.
+A commit that does not wait for the disk takes some dozens of microseconds. To have a thread do it
+costs several times that: each step of a statement gives up Python's lock, and a busy loop gives it
+back only after milliseconds. So the loop commits by itself what is small, for as long as that is
+quick. It waits neither for a lock on the file nor for a checkpoint: whatever may take longer is the
+thread's.
 """
 
 import asyncio
 import contextlib
-import queue
 import sqlite3
-import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
+E = TypeVar("E")
 
-# How many pieces of work are taken at once: their rows have to fit into a statement.
+# Seconds between two commits, where several have shared one: what comes in between shares the next.
+_PACE = 0.001
+# How much may share a commit.
 _SHARE = 500
+# Bytes that the loop commits by itself: at once, and until the thread does it with a checkpoint.
+_SMALL = 128 * 1024
+_UNCHECKED = 16 * 1024 * 1024
+# Seconds of a commit that other calls notice; and for how long the thread then does them all.
+_SLOW = 0.02
+_ASIDE = 60.0
 
 
 @dataclass(slots=True)
-class _Job:
-    """`rows` to add, or `work` to do."""
-
-    told: "asyncio.Future[Any]"
-    rows: Sequence[Row] = ()
-    work: Callable[[sqlite3.Connection], Any] | None = None
-    result: Any = None
-    error: Exception | None = None
-
-    @property
-    def wanted(self) -> bool:
-        """Who has waited for too long has gone another way."""
-        return not self.told.done()
+class _Job(Generic[E]):
+    told: "asyncio.Future[None]"
+    entry: E
+    size: int
 
 
-class Commits:
-    """The connection is opened when it is first needed, and anew after a failure."""
+class Commits(Generic[E]):
+    """Its connections are opened when they are first needed, and anew after a failure."""
 
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],
-        add: Callable[[sqlite3.Connection, Sequence[Row]], None],
+        add: Callable[[sqlite3.Connection, Sequence[E]], None],
+        *,
+        syncs: bool = False,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Both are called in the thread: `connect` for a connection that begins no transaction by
-        itself (`isolation_level=None`), and `add` for rows that come together."""
+        """`connect` is called in the thread, for a connection that any thread may use and that
+        begins no transaction by itself (`isolation_level=None`). `add` adds what comes together, in
+        one statement. `syncs`: each commit waits for the disk."""
         self._connect = connect
         self._add = add
-        self._waiting: list[_Job] = []
-        self._busy = False
-        self._groups: queue.SimpleQueue[Sequence[_Job]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._syncs = syncs
+        self._timer = timer
+        self._waiting: list[_Job[E]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._next = self._aside_until = 0.0
+        self._unchecked = 0
+        self._here: sqlite3.Connection | None = None
+        self._there: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, "outbox")
 
-    async def add(self, rows: Sequence[Row]) -> None:
-        """Returns when they are committed. Raises what `add` does, and sqlite3.Error."""
+    async def add(self, entry: E, size: int) -> None:
+        """Returns when it is committed; raises what `add` does, and sqlite3.Error. `size`: of
+        it, in bytes."""
         loop = asyncio.get_running_loop()
-        await self._done(loop, _Job(loop.create_future(), rows=rows))
+        told = loop.create_future()
+        self._waiting.append(_Job(told, entry, size))
+        if self._task is None:
+            self._task = loop.create_task(self._commit())
+        await told
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Runs it in a transaction. Raises what it raises, and sqlite3.Error."""
+        """In the thread. Raises what it raises, and sqlite3.Error."""
         loop = asyncio.get_running_loop()
-        result: T = await self._done(loop, _Job(loop.create_future(), work=work))
-        return result
+        return await loop.run_in_executor(self._thread, self._attempt, work)
 
     async def aclose(self) -> None:
         """What has been asked before is still done."""
-        if self._thread is not None:
-            with contextlib.suppress(sqlite3.Error, OSError):
-                await self.do(_nothing)
-            self._groups.put(())
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        here, self._here = self._here, None
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close, here)
 
-    async def _done(self, loop: asyncio.AbstractEventLoop, job: _Job) -> Any:
-        if self._thread is None:
-            # It keeps no process from its end: what has been committed is safe.
-            self._thread = threading.Thread(target=self._run, args=(loop,), daemon=True)
-            self._thread.start()
-        self._waiting.append(job)
-        if not self._busy:
-            self._busy = True
-            # Not at once: other calls may be about to end in this turn of the loop.
-            loop.call_soon(self._hand_over)
-        return await job.told
+    async def _commit(self) -> None:
+        """All that waits."""
+        try:
+            while self._waiting:
+                if (pause := self._next - self._timer()) > 0:
+                    await asyncio.sleep(pause)
+                share, self._waiting = self._waiting[:_SHARE], self._waiting[_SHARE:]
+                error = None if self._committed(share) else await self._committed_aside(share)
+                if len(share) > 1:
+                    self._next = self._timer() + _PACE
+                _tell(share, error)
+        finally:
+            self._task = None
 
-    def _hand_over(self) -> None:
-        group, self._waiting = self._waiting[:_SHARE], self._waiting[_SHARE:]
-        self._busy = bool(group)
-        if group:
-            self._groups.put(group)
+    def _committed(self, share: Sequence[_Job[E]]) -> bool:
+        """Whether the loop could do it. Where it fails, the thread has the last word."""
+        size = sum(job.size for job in share)
+        self._unchecked += size
+        began = self._timer()
+        quick = began >= self._aside_until and size <= _SMALL and self._unchecked <= _UNCHECKED
+        if not quick or self._here is None:
+            return False
+        try:
+            self._add_wanted(self._here, share)
+        except Exception as error:  # noqa: BLE001  whatever it is, the thread meets it too
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
+                self._here = None
+            return False
+        ended = self._timer()
+        if ended - began > _SLOW:
+            self._aside_until = ended + _ASIDE
+        return True
 
-    def _tell(self, group: Sequence[_Job]) -> None:
-        self._hand_over()
-        for job in group:
-            if not job.wanted:
-                continue
-            if job.error is None:
-                job.told.set_result(job.result)
-            else:
-                job.told.set_exception(job.error)
+    async def _committed_aside(self, share: Sequence[_Job[E]]) -> Exception | None:
+        self._unchecked = 0
+        try:
+            await self.do(lambda connection: self._add_wanted(connection, share))
+        except Exception as error:  # noqa: BLE001  whatever it is, those who wait are told
+            return error
+        return None
+
+    def _add_wanted(self, connection: sqlite3.Connection, share: Sequence[_Job[E]]) -> None:
+        # Who has waited for too long has gone another way.
+        if entries := [job.entry for job in share if not job.told.done()]:
+            self._add(connection, entries)
 
     # In the thread
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        connection: sqlite3.Connection | None = None
-        while group := self._groups.get():
-            together = [job for job in group if job.rows and job.wanted]
-            alone = [[job] for job in group if job.work and job.wanted]
-            for jobs in [together, *alone]:
-                if jobs:
-                    connection = self._attempt(connection, jobs)
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and who waited there
-                loop.call_soon_threadsafe(self._tell, group)
-        _close(connection)
-
-    def _attempt(
-        self, connection: sqlite3.Connection | None, jobs: Sequence[_Job]
-    ) -> sqlite3.Connection | None:
-        """The connection, if it is still good."""
+    def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            connection = connection or self._connect()
-            if jobs[0].work is None:
-                self._add(connection, [row for job in jobs for row in job.rows])
-            else:
-                connection.execute("BEGIN IMMEDIATE")
-                jobs[0].result = jobs[0].work(connection)
-                connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001  whatever it is, those who wait are told
-            for job in jobs:
-                job.error = error
-            _close(connection)
-            return None
-        return connection
+            if self._there is None:
+                self._there = self._connect()
+            if self._here is None and not self._syncs:
+                self._here = _hasty(self._connect())
+            return work(self._there)
+        except BaseException:
+            # Not the loop's, which may be using it: that is closed when nobody has it.
+            self._here = None
+            self._close()
+            raise
+
+    def _close(self, here: sqlite3.Connection | None = None) -> None:
+        """Ends its transaction, too. `here`: the loop's own, where it has left that for good."""
+        for connection in (here, self._there):
+            if connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.close()
+        self._there = None
 
 
-def _close(connection: sqlite3.Connection | None) -> None:
-    """Ends its transaction, too."""
-    if connection is not None:
-        with contextlib.suppress(sqlite3.Error):
-            connection.close()
+def _hasty(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute("PRAGMA busy_timeout = 0")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    return connection
 
 
-def _nothing(connection: sqlite3.Connection) -> None:
-    """Returns when what came before it is done."""
+def _tell(share: Sequence[_Job[E]], error: Exception | None) -> None:
+    for job in share:
+        if job.told.done():
+            continue
+        if error is None:
+            job.told.set_result(None)
+        else:
+            job.told.set_exception(error)

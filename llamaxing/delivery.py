@@ -4,9 +4,9 @@ import asyncio
 import math
 import random
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -126,13 +126,13 @@ async def _decoded(records: Mapping[str, bytes]) -> tuple[list[Record], dict[str
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records that are taken from a store, by their ids: nobody else has them before `lease`.
+    """Records that are taken from a store, by their ids; by `taken` the store knows them again.
 
-    `more`: others are due. `next_due`: when one will be, where none is. Times are a `Clock`'s.
+    `more`: others are due. `next_due`: when the next one is, by a `Clock`.
     """
 
     records: Mapping[str, bytes]
-    lease: float
+    taken: Any
     more: bool = False
     next_due: float = math.inf
 
@@ -141,12 +141,20 @@ class Store(Protocol):
     """What a feed takes from. Its methods raise OSError, and have then changed nothing."""
 
     async def take(self, sink: str, most: int, size: int, lease: float) -> Batch:
-        """Those that are due: `most` of them, and about `size` bytes, at the most."""
+        """Those that are due: `most` of them, and about `size` bytes, at the most. Nobody else has
+        them before `lease`."""
 
-    async def settle(self, sink: str, batch: Batch, refused: Mapping[str, str]) -> None:
-        """Drops what is delivered, and keeps what is refused as poison."""
+    async def settle(
+        self,
+        batch: Batch,
+        refused: Mapping[str, str],
+        later: Collection[str] = (),
+        due: float = 0,
+    ) -> None:
+        """Drops what is delivered, keeps what is refused as poison, and has what is for `later`
+        wait until `due`."""
 
-    async def give_back(self, sink: str, batch: Batch, due: float) -> None:
+    async def give_back(self, batch: Batch, due: float) -> None:
         """All of it waits again, until `due`."""
 
 
@@ -210,8 +218,12 @@ class Feed:
         except Later as error:
             if not error.some:
                 return await self._postponed(batch)
-            batch, refused = await self._without(batch, error.some), error.refused
-        await self._store.settle(name, batch, refused)
+            # Nothing waits for these.
+            due = self._clock.now() + self._delivery.pace.after(self._in_part)
+            self._in_part += 1
+            await self._store.settle(batch, error.refused, error.some, due)
+        else:
+            await self._store.settle(batch, refused)
         self._failures = 0
         self._most = min(self._delivery.batch, self._most * 2)
         if not batch.more:
@@ -222,18 +234,9 @@ class Feed:
         # What spoils a batch is soon alone in its own, and then waits longer than the others.
         self._most = max(1, self._most // 2)
         pause = self._pause()
-        await self._store.give_back(self._delivery.name, batch, self._clock.now() + pause)
+        await self._store.give_back(batch, self._clock.now() + pause)
         await self._clock.wait(self._closing, pause)
         return False
-
-    async def _without(self, batch: Batch, later: Collection[str]) -> Batch:
-        """The rest of it; these wait, and nothing waits for them."""
-        due = self._clock.now() + self._delivery.pace.after(self._in_part)
-        self._in_part += 1
-        waiting = {id: batch.records[id] for id in later}
-        await self._store.give_back(self._delivery.name, replace(batch, records=waiting), due)
-        rest = {id: it for id, it in batch.records.items() if id not in waiting}
-        return replace(batch, records=rest)
 
     def _until(self, due: float) -> float:
         return max(0.0, min(_LOOK, due - self._clock.now()))

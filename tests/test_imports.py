@@ -24,7 +24,7 @@ LAYERS = [
     ["configuration"],
     ["reference", "forward", "recorder"],
     ["outbox"],
-    ["delivery", "commits", "storage", "queued"],
+    ["delivery", "commits", "table", "storage", "queued"],
     ["selection"],
     ["answer"],
     ["form"],

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -274,9 +275,9 @@ async def test_what_one_process_has_taken_is_nobody_elses_until_its_lease_ends(
     clock.time += 36
     third = await two.take("sink", 100, 10**6, clock.now() + 35)
     assert sorted(third.records) == ids(10)
-    await one.settle("sink", first, {})
+    await one.settle(first, {})
     assert (await one.status())["sink"].waiting == 10
-    await two.settle("sink", third, {})
+    await two.settle(third, {})
     assert (await one.status())["sink"].waiting == 0
     for outbox in (one, two):
         await outbox.aclose(0)
@@ -293,7 +294,7 @@ async def test_a_record_that_is_replaced_while_it_is_delivered_is_delivered_anew
     clock.time += 6
     lost = await outbox.take("sink", 10, 10**6, clock.now() + 35)
     await outbox.put("0001", b'{"id": "0001", "error": null}', intent)
-    await outbox.settle("sink", lost, {})
+    await outbox.settle(lost, {})
 
     found = await outbox.take("sink", 10, 10**6, clock.now() + 35)
     await outbox.aclose(0)
@@ -352,7 +353,7 @@ async def test_a_batch_is_bounded_in_bytes_and_has_one_record_at_least(tmp_path:
     for _ in range(4):
         batch = await outbox.take("sink", 10, 2500, 2**40)
         batches.append((len(batch.records), batch.more))
-        await outbox.settle("sink", batch, {})
+        await outbox.settle(batch, {})
     await outbox.put("large", b'"%s"' % (b"x" * 9999))
     large = await outbox.take("sink", 10, 2500, 0)
     await outbox.aclose(0)
@@ -375,7 +376,7 @@ async def test_a_full_outbox_takes_nothing_and_takes_again_when_it_is_delivered(
     assert (tmp_path / "outbox.db").stat().st_size < 400_000
 
     batch = await outbox.take("sink", 100, 10**6, 0)
-    await outbox.settle("sink", batch, {})
+    await outbox.settle(batch, {})
     await outbox.put("one more", b"{}")
     await outbox.aclose(0)
 
@@ -405,7 +406,7 @@ def no_database(path: Path) -> None:
 
 def newer(path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
 
 
@@ -413,8 +414,8 @@ def newer(path: Path) -> None:
     ("spoil", "told"),
     [
         (no_database, "file is not a database"),
-        (newer, "it is of version 2, and not 1"),
-        (Path.mkdir, "Is a directory"),
+        (newer, "it is of version 3, and not 2"),
+        (Path.mkdir, "unable to open database file"),
     ],
 )
 async def test_a_file_that_is_none_of_ours_is_told_and_stays_as_it_is(
@@ -453,10 +454,128 @@ async def test_puts_at_one_time_share_a_commit(tmp_path: Path) -> None:
     await outbox.open()
     added = []
     insert = outbox._commits._add
-    outbox._commits._add = lambda it, rows: (added.append(len(rows)), insert(it, rows))[1]
+    outbox._commits._add = lambda it, entries: (added.append(len(entries)), insert(it, entries))[1]
 
     await put(outbox, 300)
     await outbox.aclose(0)
 
     assert sum(added) == 300
     assert len(added) < 100
+
+
+async def test_records_that_share_a_commit_are_told_apart_again(tmp_path: Path) -> None:
+    """A sink that takes a hundred at once is given seven, of which it takes five."""
+    clock = Moving()
+    outbox = made(tmp_path, clock, sink=Scripted(batch=100))
+    await put(outbox, 20)
+
+    batch = await outbox.take("sink", 7, 10**6, clock.now() + 35)
+    first, second, *others = batch.records
+    await outbox.settle(batch, {first: "it is too large"}, [second], clock.now() + 60)
+
+    assert len(others) == 5
+    assert (await outbox.status())["sink"] == Waiting(14, 1, 0)
+    rest = await outbox.take("sink", 100, 10**6, clock.now() + 35)
+    assert sorted({*rest.records, first, second, *others}) == ids(20)
+    assert len(rest.records) == 13
+    await outbox.settle(rest, {})
+    clock.time += 61
+    lease = clock.now() + 35
+    assert list((await outbox.take("sink", 100, 10**6, lease)).records) == [second]
+    assert await outbox.replay("sink") == 1
+    assert list((await outbox.take("sink", 100, 10**6, lease)).records) == [first]
+    await outbox.aclose(0)
+
+
+async def test_an_intent_is_replaced_though_much_else_is_added_with_its_record(
+    tmp_path: Path,
+) -> None:
+    clock = Moving()
+    outbox = made(tmp_path, clock, sink=Scripted(batch=100))
+    begun = [outbox.intend(id, b'{"error": "worker_lost"}', 60) for id in ids(10)]
+    intents = await asyncio.gather(*begun)
+
+    ends = zip(ids(10)[:9], intents, strict=False)
+    await asyncio.gather(*(outbox.put(id, b"{}", it) for id, it in ends), put(outbox, 5, 20))
+
+    found = await outbox.take("sink", 100, 10**6, clock.now() + 35)
+    assert sorted(found.records) == [*ids(9), *[record(n)[0] for n in range(20, 25)]]
+    assert all(b"worker_lost" not in it for it in found.records.values())
+    clock.time += 61
+    lost = await outbox.take("sink", 100, 10**6, clock.now() + 35)
+    assert b"worker_lost" in lost.records["0009"]
+    await outbox.aclose(0)
+
+
+VERSION_1 = """
+PRAGMA journal_mode = wal;
+CREATE TABLE outbox (
+    sink TEXT NOT NULL, id TEXT NOT NULL, added INTEGER NOT NULL, due INTEGER NOT NULL,
+    poison TEXT, record BLOB NOT NULL, PRIMARY KEY (sink, id)
+);
+CREATE INDEX waiting ON outbox (sink, due, added) WHERE poison IS NULL;
+CREATE INDEX poison ON outbox (sink) WHERE poison IS NOT NULL;
+PRAGMA user_version = 1;
+"""
+
+
+async def test_what_an_earlier_version_has_left_is_delivered(tmp_path: Path) -> None:
+    clock = Moving()
+    now = int(clock.now() * 1000)
+    earlier = sqlite3.connect(tmp_path / "outbox.db")
+    earlier.executescript(VERSION_1)
+    rows = [("sink", *record(n), now - 90_000, now - 90_000, None) for n in range(20)]
+    rows.append(("sink", *record(20), now, now, "it is too large"))
+    # An intent, whose record has yet to come.
+    rows.append(
+        ("sink", "0021", b'{"id": "0021", "error": "worker_lost"}', now, now + 60_000, None)
+    )
+    rows.append(("other", *record(0), now, now, None))
+    earlier.executemany(
+        "INSERT INTO outbox (sink, id, record, added, due, poison) VALUES (?, ?, ?, ?, ?, ?)", rows
+    )
+    earlier.commit()
+    earlier.close()
+
+    outbox = made(tmp_path, clock, sink=Scripted(), other=Scripted())
+    also = made(tmp_path, clock, sink=Scripted(), other=Scripted())
+    await asyncio.gather(outbox.open(), also.open())
+
+    assert await outbox.status() == {"sink": Waiting(21, 1, 90), "other": Waiting(1, 0, 0)}
+    found = await outbox.take("sink", 100, 10**6, clock.now() + 35)
+    assert found.records == dict(map(record, range(20)))
+    await outbox.settle(found, {})
+    await also.put("0021", b"{}", True)
+    assert await outbox.replay("sink") == 1
+    found = await also.take("sink", 100, 10**6, clock.now() + 35)
+    assert found.records == {"0020": record(20)[1], "0021": b"{}"}
+    await asyncio.gather(outbox.aclose(0), also.aclose(0))
+
+
+async def test_its_log_of_changes_does_not_grow_without_end(tmp_path: Path) -> None:
+    outbox = made(tmp_path, sink=Scripted())
+    for number in range(800):
+        await outbox.put(str(number), b"x" * 100_000)
+
+    size = (tmp_path / "outbox.db-wal").stat().st_size
+    await outbox.aclose(0)
+
+    assert size < 40_000_000
+
+
+async def test_a_program_that_looks_into_the_file_leaves_it_whole(tmp_path: Path) -> None:
+    """To close a file ends a process's locks on it: SQLite then takes it for nobody's, and removes
+    the log of changes that others write to."""
+    outbox, also = made(tmp_path, sink=Scripted()), made(tmp_path, sink=Scripted())
+    await put(outbox, 5)
+    await put(also, 5, 5)
+
+    looks = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM records')"
+    path = str(tmp_path / "outbox.db")
+    looking = await asyncio.create_subprocess_exec(sys.executable, "-c", looks, path)
+    assert await looking.wait() == 0
+
+    assert (tmp_path / "outbox.db-wal").exists()
+    await put(outbox, 5, 10)
+    assert (await also.status())["sink"].waiting == 15
+    await asyncio.gather(outbox.aclose(0), also.aclose(0))

@@ -1,0 +1,161 @@
+"""Commits: what the loop does by itself, and what it leaves to the thread."""
+
+import asyncio
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from llamaxing.commits import Commits
+
+
+class Numbers:
+    """A table of numbers, and who has added to it: the loop's thread or another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "numbers.db"
+        self.by_loop: list[bool] = []
+        self.fails: Callable[[bool], bool] = lambda by_loop: False
+        self.time = 0.0
+        self.takes = 0.0
+        self.thread_is_at_it = asyncio.Event()
+        self._loop = threading.get_ident()
+        self._call = asyncio.get_running_loop().call_soon_threadsafe
+
+    def commits(self, *, syncs: bool = False) -> Commits[int]:
+        return Commits(self._connect, self._add, syncs=syncs, timer=lambda: self.time)
+
+    def there(self) -> list[int]:
+        connection = self._connect()
+        found = [row[0] for row in connection.execute("SELECT n FROM numbers ORDER BY n")]
+        connection.close()
+        return found
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute("CREATE TABLE IF NOT EXISTS numbers (n)")
+        return connection
+
+    def _add(self, connection: sqlite3.Connection, entries: Sequence[int]) -> None:
+        by_loop = threading.get_ident() == self._loop
+        if self.fails(by_loop):
+            raise OSError("the disk is full")
+        if not by_loop:
+            self._call(self.thread_is_at_it.set)
+        added = json.dumps(entries)
+        connection.execute("INSERT INTO numbers SELECT value FROM json_each(?)", [added])
+        self.by_loop.append(by_loop)
+        self.time += self.takes
+
+
+@pytest.fixture
+async def numbers(tmp_path: Path) -> Numbers:
+    return Numbers(tmp_path)
+
+
+async def opened(commits: Commits[int]) -> Commits[int]:
+    await commits.do(lambda _: None)
+    return commits
+
+
+async def test_the_loop_commits_what_is_small(numbers: Numbers) -> None:
+    commits = await opened(numbers.commits())
+
+    await asyncio.gather(*(commits.add(number, 100) for number in range(10)))
+
+    assert numbers.by_loop == [True]
+    assert numbers.there() == list(range(10))
+    await commits.aclose()
+
+
+async def test_what_is_large_or_waits_for_the_disk_is_the_threads(numbers: Numbers) -> None:
+    commits = await opened(numbers.commits())
+    syncing = await opened(numbers.commits(syncs=True))
+
+    await commits.add(1, 10**6)
+    await syncing.add(2, 100)
+
+    assert numbers.by_loop == [False, False]
+    assert numbers.there() == [1, 2]
+    await commits.aclose()
+    await syncing.aclose()
+
+
+async def test_a_loop_that_has_lost_time_with_a_commit_leaves_the_next_to_the_thread(
+    numbers: Numbers,
+) -> None:
+    commits = await opened(numbers.commits())
+    numbers.takes = 0.1
+
+    for number in range(3):
+        await commits.add(number, 100)
+    numbers.time += 60
+    await commits.add(3, 100)
+
+    assert numbers.by_loop == [True, False, False, True]
+    assert numbers.there() == [0, 1, 2, 3]
+    await commits.aclose()
+
+
+async def test_the_loop_runs_on_while_another_program_has_the_file(numbers: Numbers) -> None:
+    commits = await opened(numbers.commits())
+    other = sqlite3.connect(numbers.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    adding = asyncio.create_task(commits.add(1, 100))
+    await numbers.thread_is_at_it.wait()
+    assert not adding.done()
+    other.execute("ROLLBACK")
+    await adding
+
+    assert numbers.by_loop == [False]
+    assert numbers.there() == [1]
+    other.close()
+    await commits.aclose()
+
+
+@pytest.mark.parametrize("both", [False, True])
+async def test_where_the_loop_fails_the_thread_has_the_last_word(
+    numbers: Numbers, both: bool
+) -> None:
+    commits = await opened(numbers.commits())
+    numbers.fails = lambda by_loop: by_loop or both
+
+    if both:
+        with pytest.raises(OSError, match="the disk is full"):
+            await commits.add(1, 100)
+    else:
+        await commits.add(1, 100)
+    numbers.fails = lambda _: False
+    await commits.add(2, 100)
+    await commits.add(3, 100)
+
+    assert numbers.there() == ([2, 3] if both else [1, 2, 3])
+    assert numbers.by_loop[-1]
+    await commits.aclose()
+
+
+async def test_who_is_not_there_any_more_has_nothing_added(numbers: Numbers) -> None:
+    commits = await opened(numbers.commits())
+    gone, stays = (asyncio.create_task(commits.add(number, 100)) for number in (1, 2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await stays
+
+    assert numbers.there() == [2]
+    await commits.aclose()
+
+
+async def test_what_has_been_asked_before_it_closes_is_still_done(numbers: Numbers) -> None:
+    commits = numbers.commits()
+    adding = [asyncio.create_task(commits.add(number, 100)) for number in range(5)]
+    await asyncio.sleep(0)
+
+    await commits.aclose()
+
+    await asyncio.gather(*adding)
+    assert numbers.there() == list(range(5))
