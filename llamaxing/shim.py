@@ -27,6 +27,7 @@ def serve(host: str, port: int, workers: int) -> int:
     options: dict[str, Any] = {"host": host, "port": port, "workers": workers, **_OPTIONS}
     if workers > 1:
         asyncio.run(_try())
+        gc.enable()
         _outlive()
         uvicorn.run("llamaxing.shim:application", factory=True, **options)
         return 0
