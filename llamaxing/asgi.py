@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from llamaxing.errors import (
     CallerGone,
@@ -33,8 +34,7 @@ _UNWATCHED = 0.05
 _DRAIN = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """A gateway, and what its server has to know. `grace`: seconds for open calls at the end."""
 
     gateway: Gateway

@@ -7,12 +7,12 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
 from pydantic import BaseModel, TypeAdapter
 
 from llamaxing import plugins, safety, settings
@@ -83,8 +83,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """A gateway, which closes what is beside it here, and what it was made of."""
 
     gateway: Gateway
@@ -139,7 +138,7 @@ class Build:
         live = self._live(chosen, surroundings)
         # Their keys may have been changed since: a sink asks for those that serve now.
         now = (lambda: live.current.identities) if live else Identities
-        recorder = self._recorder(chosen, replace(surroundings, identities=now))
+        recorder = self._recorder(chosen, msgspec.structs.replace(surroundings, identities=now))
         try:
             if live:
                 await live.start()
@@ -280,7 +279,7 @@ class Build:
     ) -> dict[str, Authenticator]:
         made = {}
         names = settings.listed(chosen.auth_method)
-        surroundings = replace(surroundings, methods=frozenset(names))
+        surroundings = msgspec.structs.replace(surroundings, methods=frozenset(names))
         for name in names:
             method = plugins.load("auth", name)
             options = self._read(method.Options)

@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from llamaxing.catalog import Catalog
 from llamaxing.copies import Copies
@@ -21,8 +22,7 @@ T = TypeVar("T")
 _READ_WITHIN = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(msgspec.Struct, frozen=True):
     """What one call is answered by, from its beginning to its end."""
 
     catalog: Catalog

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode
+
+import msgspec
 
 from llamaxing.errors import MethodNotAllowed
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """`path` is OpenAI's, below `/v1/`; `{id}` in it stands for what upstream keeps under an id.
 
     `capability`: what a model needs for it. `body`: `form` takes multipart/form-data besides JSON.
@@ -26,7 +26,7 @@ class Endpoint:
     capability: str
     method: str = "POST"
     body: Literal["json", "form", "none"] = "json"
-    probe: Mapping[str, Any] = field(default_factory=dict)
+    probe: Mapping[str, Any] = msgspec.field(default_factory=dict)
     stream_usage: bool = False
     keeps: Literal["always", "if_stored", "never"] = "never"
     query: frozenset[str] = frozenset()

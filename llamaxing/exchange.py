@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,8 +21,7 @@ SCHEMA = 1
 _TAIL = 64 * 1024
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(msgspec.Struct):
     """One try at one instance: `status` is upstream's, `error` says why there is none."""
 
     instance: str
@@ -33,12 +31,11 @@ class Attempt:
     finished: float | None = None
 
 
-@dataclass(slots=True)
-class Kept:
+class Kept(msgspec.Struct):
     """A copy of the reply, bounded: what comes after `most` bytes is counted, and its end kept."""
 
     most: int
-    chunks: list[bytes] = field(default_factory=list)
+    chunks: list[bytes] = msgspec.field(default_factory=list)
     size: int = 0
     tail: bytes = b""
 
@@ -55,8 +52,7 @@ class Kept:
         return self.size > self.most
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(msgspec.Struct):
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
     answered by. `form`: gives the fields of a request that is a form. `caller`: whose it is, the
@@ -70,7 +66,7 @@ class Exchange:
     request_id: str
     reply: Kept
     configuration: str = ""
-    started: float = field(default_factory=time.time)
+    started: float = msgspec.field(default_factory=time.time)
     identity: Identity | None = None
     caller: str | None = None
     credential: str | None = None
@@ -81,7 +77,7 @@ class Exchange:
     redacted: bool = False
     model: str | None = None
     streamed: bool = False
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[Attempt] = msgspec.field(default_factory=list)
     status: int | None = None
     content_type: str = ""
     content_encoding: str = ""

@@ -1,9 +1,9 @@
 """A multipart/form-data request (RFC 7578): read once, edited part by part, all else left alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
@@ -19,8 +19,7 @@ _MOST_PARTS = 1000
 _BLANK = b"\r\n\r\n"
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(msgspec.Struct):
     """One field. `text`: its beginning; it stands from `start` to before `end`, and its content
     from `value` on."""
 

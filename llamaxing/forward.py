@@ -7,11 +7,11 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
 import httpx
+import msgspec
 
 from llamaxing import __version__
 from llamaxing.answer import Answer, Failure, judged, last_word
@@ -47,8 +47,7 @@ class Body(Protocol):
     def edited(self, edits: Mapping[str, Any]) -> Sequence[bytes | memoryview]: ...
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """What is asked of an upstream, the same for each instance that is tried.
 
     `counting`: the `stream_options` to send instead of the caller's, where the instance takes them.
@@ -59,8 +58,8 @@ class Call:
     model: Model
     endpoint: Endpoint
     payload: Body | None
-    edits: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    edits: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     streamed: bool = False
     counting: Mapping[str, Any] | None = None
     only: Instance | None = None

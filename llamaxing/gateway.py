@@ -4,11 +4,12 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from string import punctuation
 from typing import Any
 from urllib.parse import quote
+
+import msgspec
 
 from llamaxing import asked, endpoints, headers
 from llamaxing.answer import Answer
@@ -43,18 +44,17 @@ _CLIENT_CLOSED_REQUEST = 499
 _PRINTED = f" {punctuation}"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(msgspec.Struct, frozen=True):
     """How a gateway behaves. `defaults`: the models of endpoints whose callers may name none.
     `instance_headers`: whether replies say which instance they are from.
     `redacted`: the capabilities of which no texts are recorded, or `*`.
     """
 
     app_name: str = "llamaxing"
-    streams: Streams = field(default_factory=Streams)
-    ids: Ids = field(default_factory=Ids)
-    defaults: Mapping[str, str] = field(default_factory=dict)
-    cors: Cors = field(default_factory=Cors)
+    streams: Streams = msgspec.field(default_factory=Streams)
+    ids: Ids = msgspec.field(default_factory=Ids)
+    defaults: Mapping[str, str] = msgspec.field(default_factory=dict)
+    cors: Cors = msgspec.field(default_factory=Cors)
     instance_headers: bool = False
     redacted: frozenset[str] = frozenset()
 

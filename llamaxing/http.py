@@ -4,8 +4,9 @@ import asyncio
 import mmap
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from llamaxing.errors import RequestTooLarge
 
@@ -30,8 +31,7 @@ HOP_BY_HOP = frozenset(
 _PIECE = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
+class BodyLimits(msgspec.Struct, frozen=True):
     """In bytes: the largest body that is taken, and the size above which it waits on disk."""
 
     most: int
@@ -124,8 +124,7 @@ async def _nothing() -> None:
     return None
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct):
     """What the caller gets. Whoever sends `body` awaits `aclose` afterwards, come what may:
     it closes what is behind the body, and hands the record over.
     """

@@ -4,10 +4,10 @@ import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import (
     AwareDatetime,
     BeforeValidator,
@@ -155,8 +155,7 @@ def _is_of_an_application(claims: Claims) -> bool:
 ANONYMOUS = Identity.model_construct(id="anonymous")
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """What is known of a key, or of a claim that stands in its place."""
 
     identity: Identity

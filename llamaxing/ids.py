@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
@@ -46,8 +45,7 @@ _OWNER = "llamaxing_owner"
 Place = tuple[Model, Instance]
 
 
-@dataclass(slots=True)
-class Where:
+class Where(msgspec.Struct):
     """What a call's ids say: where it has to go, and how upstream knows them.
 
     Without a `place` any instance will do. `id` is the one in the path.
@@ -55,7 +53,7 @@ class Where:
 
     place: Place | None = None
     id: str = ""
-    edits: dict[str, Any] = field(default_factory=dict)
+    edits: dict[str, Any] = msgspec.field(default_factory=dict)
     query: str = ""
 
     def within(self, model: Model) -> Instance | None:
@@ -84,8 +82,7 @@ class Owner(Protocol):
         """Has the answer name its ids as the caller may use them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+class Ids(msgspec.Struct, frozen=True):
     """`secrets`: the one that signs, and those that did before."""
 
     secrets: Sequence[bytes] = ()
@@ -109,8 +106,7 @@ class Ids:
         return Plain(places if identity is ANONYMOUS else ())
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(msgspec.Struct, frozen=True):
     """Ids are left as upstream has them: what is kept can be in one place only."""
 
     places: Sequence[Place] = ()

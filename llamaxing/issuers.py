@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
 import jwt
+import msgspec
 
 from llamaxing.errors import InvalidToken
 from llamaxing.identity import Claims
@@ -20,8 +20,7 @@ _ENTRA = re.compile(r"https://[^/]+/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}
 _LONGEST = 16 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Issuers:
+class Issuers(msgspec.Struct, frozen=True):
     """`keys`: of each issuer, by its name in `iss`; without any, `iss` may say what it likes.
     `leeway`: seconds. Without `verifies` nobody looks at signatures. `now`: seconds since 1970.
     """

@@ -6,7 +6,8 @@ this replaces the worker's own: that has ended workers at their start.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 Value = str | bool | list[str]
 
@@ -15,8 +16,7 @@ _INTERNAL = 1  # SpanKind
 _ERROR = 2  # StatusCode
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """Ids are hex digits: 32 of a trace, 16 of a span. Times are nanoseconds since 1970.
 
     `failed` says why, where it has.

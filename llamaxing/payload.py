@@ -8,7 +8,6 @@ import codecs
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -50,8 +49,7 @@ _few = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda _, name: _K
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
+class _Span(msgspec.Struct, frozen=True):
     """Where a member stands: its name from `start`, its value from `value` to before `end`."""
 
     name: str

@@ -7,11 +7,11 @@ the settings that it has of its own.
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from llamaxing.clock import Clock
 from llamaxing.identity import Identities
@@ -19,8 +19,7 @@ from llamaxing.identity import Identities
 KINDS = ("providers", "auth", "sources", "sinks", "outbox")
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True):
     """What a plug-in may use of the gateway it is part of, and does not close.
 
     `environ` are the environment's variables and those of `.env`; `identities()` those that are
@@ -30,7 +29,7 @@ class Surroundings:
     environ: Mapping[str, str]
     web: httpx.AsyncClient
     identities: Callable[[], Identities] = Identities
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock = msgspec.field(default_factory=Clock)
     methods: frozenset[str] = frozenset()
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -125,7 +124,7 @@ class Recorder:
                 found = await self._outboxes[0].status()
         except (OutboxFailed, TimeoutError) as error:
             return {"error": str(error) or "no answer"}
-        return {sink: asdict(waiting) for sink, waiting in found.items()}
+        return {sink: msgspec.structs.asdict(waiting) for sink, waiting in found.items()}
 
     async def aclose(self, within: float) -> None:
         """`within`: seconds to deliver what waits."""

@@ -1,8 +1,9 @@
 """What the settings name to record with: sinks, and the outbox before them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from llamaxing import plugins, settings
 from llamaxing.delivery import Delivery, Pace
@@ -16,8 +17,7 @@ from llamaxing.settings import Settings
 _STORAGE = "AzureWebJobsStorage"
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
+class Recording(msgspec.Struct, frozen=True):
     """`outboxes`: each is tried when the one before it fails; none without a sink."""
 
     deliveries: Mapping[str, Delivery]

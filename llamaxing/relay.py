@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -27,8 +26,7 @@ EVENT_STREAM: Headers = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Streams:
+class Streams(msgspec.Struct, frozen=True):
     """In seconds. A stream of events is given its status after `commit_after`, whether or not an
     instance has answered by then; a comment passes after each `keep_alive` of silence; and it ends
     at the age of `longest`. None is never.

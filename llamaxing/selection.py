@@ -3,11 +3,12 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from typing import Any
+
+import msgspec
 
 from llamaxing.answer import Answer, Failure
 from llamaxing.catalog import Model
@@ -20,8 +21,7 @@ _ENTRIES = 1000
 _NEWEST = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Pauses:
+class Pauses(msgspec.Struct, frozen=True):
     """How long an instance is left alone, in seconds: `throttled` where a 429 does not say, at
     most `longest` whatever it says; `refused` when it refused our credential; `broken`, doubled
     each time and spread by chance, from the `failures`-th failure in a row on.
@@ -34,8 +34,7 @@ class Pauses:
     failures: int = 3
 
 
-@dataclass(slots=True)
-class Condition:
+class Condition(msgspec.Struct):
     """What is known of an instance. `until`: when it is asked again; `trial`: one call is finding
     out whether it is well. `latency`: seconds to the first header, the last ones counting most.
     """

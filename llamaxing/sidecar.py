@@ -4,9 +4,10 @@ Everything goes to one other gateway: any path, any model, byte for byte in both
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
+
+import msgspec
 
 from llamaxing import endpoints, headers
 from llamaxing.auth import Authenticator
@@ -86,8 +87,7 @@ class Sidecar(Gateway):
         return super()._refused(exchange, error)
 
 
-@dataclass(frozen=True, slots=True)
-class Untouched:
+class Untouched(msgspec.Struct, frozen=True):
     """A body that is sent on as it is, whatever it is."""
 
     body: Buffer
@@ -126,7 +126,9 @@ def _endpoint(method: str, path: str) -> Endpoint:
         found = None
     row = found.endpoint if found else Endpoint("other", "", "other")
     # A 404 is the answer of the gateway behind.
-    return replace(row, path=quote(path, safe="/:@!$&'()*+,;=~"), method=method, keeps="always")
+    return msgspec.structs.replace(
+        row, path=quote(path, safe="/:@!$&'()*+,;=~"), method=method, keeps="always"
+    )
 
 
 def _json(body: Buffer) -> Mapping[str, Any]:

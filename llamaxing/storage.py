@@ -6,10 +6,10 @@ import binascii
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import quote
 
 import httpx
+import msgspec
 
 from llamaxing.credentials.storage import Connection
 
@@ -32,16 +32,14 @@ class StorageFailed(OSError):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True):
     """By which a message is replaced or deleted, by whoever put or took it last."""
 
     id: str
     pop: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     receipt: Receipt
     text: bytes
     """As it is, where it is not in base64."""

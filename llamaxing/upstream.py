@@ -7,10 +7,10 @@ httpx's, and so is the second door beside it, for whoever wants an httpx.AsyncCl
 
 import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import httpx
+import msgspec
 
 from llamaxing.http import Headers, pieces
 from llamaxing.http1 import Unseen
@@ -23,8 +23,7 @@ _SHORT = 1024
 _PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(msgspec.Struct, frozen=True):
     """In seconds. `first_header` holds for streams, `total` for a plain call until it is whole
     and for all tries of a call until one has answered, `idle` between two chunks. After
     `keep_alive` of silence a stream's caller is told that it goes on."""
@@ -53,8 +52,7 @@ class Content(httpx.AsyncByteStream):
         return b"".join(self._parts) if self.length <= _ONE_WRITE else None
 
 
-@dataclass(slots=True)
-class Asked:
+class Asked(msgspec.Struct):
     """What goes to an upstream. In seconds, and None for ever: `connect` to connect, `idle` for
     each piece of the reply's body, which has an empty piece after each `tick` of silence. How long
     to wait for the reply's head is for whoever asks to say.
@@ -69,8 +67,7 @@ class Asked:
     tick: float | None = None
 
 
-@dataclass(slots=True)
-class Answered:
+class Answered(msgspec.Struct):
     """What an upstream says: the head, and the stream of its body, which somebody has to close."""
 
     status: int

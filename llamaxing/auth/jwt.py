@@ -4,9 +4,9 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import msgspec
 from pydantic import BaseModel, Field
 
 from llamaxing.auth import Caller, Now, credentials, is_name, listed, looks_like_token
@@ -35,8 +35,7 @@ _ALGORITHMS = frozenset(
 _TENANT = re.compile(r"(?i)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-@dataclass(slots=True)
-class _Seen:
+class _Seen(msgspec.Struct):
     """A token that was verified: who that is, among those who were known when it came."""
 
     until: float

@@ -6,8 +6,9 @@ their names. It neither blocks nor connects, and raises ValueError for options t
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 
 class OutboxFailed(OSError):
@@ -26,8 +27,7 @@ class Undelivered(OutboxFailed):
         self.sinks = sinks
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """What an outbox holds for a sink. `oldest`: the age in seconds of what waits longest, as far
     as this process can know."""
 
@@ -36,8 +36,7 @@ class Waiting:
     oldest: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Trigger:
+class Trigger(msgspec.Struct, frozen=True):
     """A queue of the platform's, which calls `deliver` with the text of each message and deletes
     those for which it returns. `connection`: the app setting that names the storage. `postpone` has
     a message wait, where it cannot be delivered yet."""

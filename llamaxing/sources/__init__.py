@@ -1,17 +1,16 @@
 """Where models.json and identities.json come from. A source is one module here, and the word
 before the colon of a setting such as `file:models.json` names it."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import httpx
+import msgspec
 
 # Bytes: far above any configuration, far below what would hurt.
 MOST = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """What a source holds. By its `tag` a later read tells whether that has changed."""
 
     content: bytes
