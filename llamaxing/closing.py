@@ -24,7 +24,7 @@ _ELSEWHERE = [b"", b"null", b": null", b'"": null', b"0", *_WORDS]
 # character may be made up.
 _INSTEAD = b'"choices": [], '
 # Bytes of an event whose end is looked for: this is done again for each of these.
-_SEARCHED = 2**20
+_SEARCHED = 2**18
 
 
 def closing(begun: bytes, error: bytes) -> bytes:

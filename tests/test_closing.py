@@ -41,7 +41,7 @@ BEYOND = {
     "no JSON": b"data: {'a",
     "too deep": b"data: " + b'{"a":' * 100_000,
     "several lines": b'data: {"a":\nda',
-    "too large": b'data: {"a": "' + b"x" * 2**20,
+    "too large": b'data: {"a": "' + b"x" * 2**18,
 }
 
 
