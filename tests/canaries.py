@@ -2,17 +2,19 @@
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import httpx
 from pydantic import SecretStr
+from pymongo import monitoring
 
 from llamaxing.settings import every_setting
 
 # So much of one is told from chance, and is of use to whoever finds it.
 _PART = 16
+LONGEST_PART = 3 * _PART
 # Shorter ones stand in texts by chance, and so do words.
 _LEAST = 5
 _MEMBERS = frozenset(
@@ -63,7 +65,19 @@ class Net(Canaries):
         return torn
 
     def look(self, where: str, text: str) -> None:
-        self._torn += [f"{name} in {where}" for name in self.found_in(_SENSITIVE.sub("", text))]
+        if self.found_in(text):
+            found = self.found_in(_SENSITIVE.sub("", text))
+            self._torn += [f"{name} in {where}" for name in found]
+
+    def lookout(self, where: str) -> Callable[[str], None]:
+        """Looks for the secrets of now also when tests have followed that do not know them."""
+        known = dict(self._known)
+
+        def look(text: str) -> None:
+            self._known |= known
+            self.look(where, text)
+
+        return look
 
     def look_at_files(self, folder: Path) -> None:
         """What was recorded, or waits for that."""
@@ -112,10 +126,24 @@ class _Watched(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
+class Documents(monitoring.CommandListener):
+    """What goes to MongoDB and comes from there, by clients of this process: tests' own see what
+    gateways elsewhere have written."""
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        NET.look("a document", str(event.command))
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        NET.look("a document", str(event.reply))
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        pass
+
+
 def _parts(secret: str) -> Iterator[str]:
     if secret.count(".") == 2:
         # Everybody's tokens begin alike; what is signed, and the signature, do not.
-        yield from (part[-3 * _PART :] for part in secret.split(".")[1:] if part)
+        yield from (part[-LONGEST_PART:] for part in secret.split(".")[1:] if part)
         return
     yield secret[:_PART]
     yield secret[-_PART:]

@@ -11,13 +11,16 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from pymongo import monitoring
 
 from llamaxing.build import application
 from llamaxing.endpoints import CAPABILITIES
 from tests import services
-from tests.canaries import NET, Watched
+from tests.canaries import NET, Documents, Watched
 from tests.fakes import Upstream
 from tests.managed_identity import ManagedIdentity
+
+monitoring.register(Documents())
 
 local_model = services.local_model
 azurite = services.azurite

@@ -152,8 +152,11 @@ class Listener:
             return []
 
     async def _process(self, queue: Queue, poison: Queue, message: Message) -> None:
+        from tests.canaries import NET  # not where the worker loads this file
+
         most = int(self._options["maxDequeueCount"])
         text = _decoded(message.text)
+        NET.look("a message of a queue", text or "")
         good = False
         if text is not None and message.count <= most:
             invocation = self._invoke(

@@ -17,6 +17,7 @@ from llamaxing.settings import every_setting
 from tests.canaries import NET
 from tests.functions_host import Host
 from tests.services import PROJECT, cannot_be_had, free_port
+from tests.tap import tapped
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ async def uvicorn_shim(
     try:
         async with asyncio.timeout(30):
             await until_ready(url, process)
-        yield Program(url, process)
+        async with tapped(url) as watched:
+            yield Program(watched, process)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -102,7 +104,8 @@ async def functions_app(
     )
     await host.start()
     try:
-        yield host
+        async with tapped(host.url) as host.url:
+            yield host
     finally:
         NET.look("the worker's log", host.log)
         await host.stop()

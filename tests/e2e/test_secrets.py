@@ -27,6 +27,9 @@ from tests.services import free_port
 from tests.test_jwt import FOREIGN, NOW, Issuer, settings
 
 PATH = "/v1/chat/completions"
+LANGFUSE_SAYS = [
+    f"langfuse {it}" for it in ("refuses records", "takes no records", "does not take some records")
+]
 
 
 class Scene:
@@ -204,6 +207,9 @@ async def worker(environ: dict[str, str], folder: Path) -> AsyncIterator[tuple[s
     written: list[str] = []
     async with functions_app(environ, folder) as host:
         yield host.url, written
+        # What it has to say of a trace comes after the trace.
+        while not any(it in host.log for it in LANGFUSE_SAYS):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         written.append(host.log)
 
 
@@ -244,8 +250,7 @@ async def test_a_secret_is_in_no_reply_line_record_or_trace(
     # It has lines of all that was tried.
     assert "chat_completions 401" in log
     assert "instance refused refused the gateway's credential" in log
-    langfuse_says = ("refuses records", "takes no records", "does not take some records")
-    assert any(f"langfuse {it}" in log for it in langfuse_says)
+    assert any(it in log for it in LANGFUSE_SAYS)
     assert ("request: " in log, "chunk: " in log) == (level > 0, level > 1)
 
 
