@@ -179,7 +179,7 @@ async def test_a_body_of_20_mb_passes_and_memory_grows_by_less_than_twice_of_it(
 
 
 @on_linux
-async def test_a_recording_of_25_mb_fails_over_with_the_same_bytes_and_memory_grows_by_less_than_10(
+async def test_a_recording_of_25_mb_fails_over_with_the_same_bytes_and_memory_grows_by_less_than_it(
     upstream: Upstream, tmp_path: Path
 ) -> None:
     upstream.replies("i1", 503)
@@ -202,7 +202,8 @@ async def test_a_recording_of_25_mb_fails_over_with_the_same_bytes_and_memory_gr
     assert (first.instance, second.instance) == ("i1", "i2")
     assert digest(first.body) == digest(second.body)
     assert recording in first.body
-    assert grown < 10 * MB
+    # Pages of the file that it lies in count, of which the kernel maps as many as it likes.
+    assert grown < len(recording)
 
 
 HOSTILE = {
