@@ -13,8 +13,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -31,8 +30,7 @@ _SLOW = 0.02
 _ASIDE = 60.0
 
 
-@dataclass(slots=True)
-class _Job(Generic[E]):
+class _Job(NamedTuple, Generic[E]):
     told: "asyncio.Future[None]"
     entry: E
     size: int
@@ -64,15 +62,14 @@ class Commits(Generic[E]):
         self._there: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "outbox")
 
-    async def add(self, entry: E, size: int) -> None:
-        """Returns when it is committed; raises what `add` does, and sqlite3.Error. `size`: of
-        it, in bytes."""
+    def add(self, entry: E, size: int) -> "asyncio.Future[None]":
+        """Done when it is committed; raises what `add` does, and sqlite3.Error. `size`: bytes."""
         loop = asyncio.get_running_loop()
         told = loop.create_future()
         self._waiting.append(_Job(told, entry, size))
         if self._task is None:
             self._task = loop.create_task(self._commit())
-        await told
+        return told
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """In the thread. Raises what it raises, and sqlite3.Error."""

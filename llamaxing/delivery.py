@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -25,7 +25,15 @@ _LOOK = 5.0
 # Seconds that records stay taken beyond the time that a delivery may last.
 _SPARE = 5.0
 
+
+class _Named(msgspec.Struct):
+    """A record that is not looked into."""
+
+    id: Any = None
+
+
 _decoder = msgspec.json.Decoder(Record)
+_named = msgspec.json.Decoder(_Named)
 
 
 class Later(Exception):
@@ -66,6 +74,7 @@ class Delivery:
         self.pace = pace
         self.batch = sink.batch
         self._sink = sink
+        self._decode = _as_json if getattr(sink, "takes_json", False) else _as_record
         self._failing = False
         self._log = Seldom()
 
@@ -76,7 +85,7 @@ class Delivery:
 
         Returns those that can never be delivered, and why. Raises `Later`.
         """
-        found, refused = await _decoded(records)
+        found, refused = await _decoded(records, self._decode)
         if found:
             try:
                 async with asyncio.timeout(timeout or self.timeout):
@@ -102,26 +111,37 @@ class Delivery:
         await self._sink.aclose()
 
 
-async def _decoded(records: Mapping[str, bytes]) -> tuple[list[Record], dict[str, str]]:
+def _as_record(id: str, text: bytes) -> Record | None:
+    record = _decoder.decode(text)
+    return record if record.get("id") == id else None
+
+
+def _as_json(id: str, text: bytes) -> bytes | None:
+    return text if _named.decode(text).id == id else None
+
+
+async def _decoded(
+    records: Mapping[str, bytes], decode: Callable[[str, bytes], Any]
+) -> tuple[list[Any], dict[str, str]]:
     """The records, and why the others are none, by their ids."""
 
-    def decode() -> tuple[list[Record], dict[str, str]]:
+    def decode_all() -> tuple[list[Any], dict[str, str]]:
         found, refused = [], {}
         for id, text in records.items():
             try:
-                record = _decoder.decode(text)
+                record = decode(id, text)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 refused[id] = "it cannot be read"
                 continue
-            if record.get("id") == id:
-                found.append(record)
-            else:
+            if record is None:
                 refused[id] = "it is the record of something else"
+            else:
+                found.append(record)
         return found, refused
 
     if sum(map(len, records.values())) < _DECODED_ON_THE_LOOP:
-        return decode()
-    return await asyncio.to_thread(decode)
+        return decode_all()
+    return await asyncio.to_thread(decode_all)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,8 +131,7 @@ class Exchange(msgspec.Struct):
             return self.form(), False
         most = self.reply.most
         if len(self.request) <= most:
-            with memoryview(self.request) as whole:
-                return replies.json_or_text(whole, most), False
+            return replies.json_or_text(self.request, most), False
         # Large for its images, mostly, of which little is left; to read all of it before they go
         # would cost many times its size.
         text = shortened(self.request, most)

@@ -4,8 +4,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,6 +13,9 @@ from llamaxing.errors import SHOWN, NotRecorded
 from llamaxing.exchange import Exchange
 from llamaxing.logs import TEXTS, Seldom, log
 from llamaxing.outbox import Outbox, OutboxFailed, Undelivered
+from llamaxing.patience import Patience
+
+T = TypeVar("T")
 
 # Bytes of a call that are made into a record before other calls have waited noticeably.
 _MERGED_ON_THE_LOOP = 64 * 1024
@@ -42,6 +45,7 @@ class Recorder:
         self._outboxes = outboxes
         self._audit_age = audit_age
         self._log = Seldom()
+        self._patient: list[Patience] = []
         # A copy that nobody reads is not made.
         self.copy_up_to = copy_up_to if outboxes or log.isEnabledFor(TEXTS) else 0
 
@@ -65,8 +69,8 @@ class Recorder:
             return
         body = _encoder.encode(exchange.record() | _LOST)
         try:
-            async with asyncio.timeout(_KEPT_WITHIN):
-                exchange.intent = await self._outboxes[0].intend(exchange.id, body, self._audit_age)
+            intending = self._outboxes[0].intend(exchange.id, body, self._audit_age)
+            exchange.intent = await self._soon(intending)
         except (OutboxFailed, TimeoutError) as error:
             self._log.error("the outbox fails, and no call is let through: %s", error)
             raise NotRecorded from error
@@ -120,8 +124,7 @@ class Recorder:
         if not self._outboxes:
             return {}
         try:
-            async with asyncio.timeout(_KEPT_WITHIN):
-                found = await self._outboxes[0].status()
+            found = await self._soon(self._outboxes[0].status())
         except (OutboxFailed, TimeoutError) as error:
             return {"error": str(error) or "no answer"}
         return {sink: msgspec.structs.asdict(waiting) for sink, waiting in found.items()}
@@ -145,13 +148,20 @@ class Recorder:
         body = await _encoded(exchange)
         for outbox in self._outboxes:
             try:
-                async with asyncio.timeout(_KEPT_WITHIN):
-                    await outbox.put(exchange.id, body, exchange.intent)
+                await self._soon(outbox.put(exchange.id, body, exchange.intent))
                 return
             except (OutboxFailed, TimeoutError) as error:
                 if outbox is self._outboxes[-1]:
                     raise
                 self._log.error("the outbox fails, and sinks are tried directly: %r", error)
+
+    async def _soon(self, asked: Awaitable[T]) -> T:
+        """Raises TimeoutError. Who has been patient before has a timer already."""
+        patience = self._patient.pop() if self._patient else Patience()
+        try:
+            return await patience.within(_KEPT_WITHIN, asked)
+        finally:
+            self._patient.append(patience)
 
 
 def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:

@@ -9,12 +9,18 @@ from typing import Any
 import msgspec
 
 from llamaxing import sse
+from llamaxing.http import Buffer
 from llamaxing.merging import merged
 from llamaxing.trimming import digest, needs_trimming, trimmed, trimmed_text
 
 # Types that are text, beside text/… itself.
 _TEXTS = ("", "application/json", "application/problem+json", "application/xml")
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+# What tokens are counted under: those of a request, their details, and the same of a reply.
+_COUNTED = [
+    (f"{asked}_tokens", f"{asked}_tokens_details", f"{said}_tokens", f"{said}_tokens_details")
+    for asked, said in (("prompt", "completion"), ("input", "output"))
+]
 _ASKED = ("messages", "prompt", "input", "instructions", "tools", "functions")
 _SAID = ("choices", "output")
 # Bytes of a document of which it is soon told that nothing is to be trimmed.
@@ -55,7 +61,7 @@ def _stream(body: bytes, most: int) -> Any:
         return trimmed_text(str(body[:most], "utf-8", "replace"))
 
 
-def json_or_text(body: bytes | memoryview, most: int) -> Any:
+def json_or_text(body: Buffer, most: int) -> Any:
     """None for an empty one."""
     if not len(body):
         return None
@@ -101,13 +107,13 @@ def estimated(request: Any, reply: Any) -> Usage | None:
 def _usage(found: Any) -> Usage | None:
     if not isinstance(found, dict):
         return None
-    for asked, said in (("prompt", "completion"), ("input", "output")):
-        if f"{asked}_tokens" in found or f"{said}_tokens" in found:
+    for asked, asked_details, said, said_details in _COUNTED:
+        if asked in found or said in found:
             return Usage(
-                _count(found, f"{asked}_tokens"),
-                _count(found, f"{said}_tokens"),
-                _count(found.get(f"{asked}_tokens_details"), "cached_tokens"),
-                _count(found.get(f"{said}_tokens_details"), "reasoning_tokens"),
+                _count(found, asked),
+                _count(found, said),
+                _count(found.get(asked_details), "cached_tokens"),
+                _count(found.get(said_details), "reasoning_tokens"),
             )
     return None
 

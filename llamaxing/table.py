@@ -8,7 +8,6 @@ import math
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 # Times are milliseconds since 1970. A row has the records of one commit, so that what moves them on
@@ -87,8 +86,7 @@ Taken = tuple[str, int, int]
 """By what the rows are known that somebody has: the sink, until when, and the taker's number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A record to add: its `line`. `id`: it replaces what has this one, or may be replaced."""
 
     line: bytes

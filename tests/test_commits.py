@@ -106,7 +106,7 @@ async def test_the_loop_runs_on_while_another_program_has_the_file(numbers: Numb
     other = sqlite3.connect(numbers.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 
-    adding = asyncio.create_task(commits.add(1, 100))
+    adding = commits.add(1, 100)
     await numbers.thread_is_at_it.wait()
     assert not adding.done()
     other.execute("ROLLBACK")
@@ -141,8 +141,7 @@ async def test_where_the_loop_fails_the_thread_has_the_last_word(
 
 async def test_who_is_not_there_any_more_has_nothing_added(numbers: Numbers) -> None:
     commits = await opened(numbers.commits())
-    gone, stays = (asyncio.create_task(commits.add(number, 100)) for number in (1, 2))
-    await asyncio.sleep(0)
+    gone, stays = (commits.add(number, 100) for number in (1, 2))
     gone.cancel()
     await stays
 
@@ -152,8 +151,7 @@ async def test_who_is_not_there_any_more_has_nothing_added(numbers: Numbers) -> 
 
 async def test_what_has_been_asked_before_it_closes_is_still_done(numbers: Numbers) -> None:
     commits = numbers.commits()
-    adding = [asyncio.create_task(commits.add(number, 100)) for number in range(5)]
-    await asyncio.sleep(0)
+    adding = [commits.add(number, 100) for number in range(5)]
 
     await commits.aclose()
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -144,7 +144,7 @@ class SQLiteOutbox:
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._told(self._commits.do(work))
 
-    async def _told(self, asked: Coroutine[Any, Any, T]) -> T:
+    async def _told(self, asked: Awaitable[T]) -> T:
         try:
             return await asked
         except OutboxFailed:
@@ -170,6 +170,9 @@ class SQLiteOutbox:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             # After 16 MB; what is checkpointed seldom is often not there any more.
             connection.execute("PRAGMA wal_autocheckpoint = 2000")
+            # As it is but in Debian's SQLite, which would write over what is dropped: half of all
+            # that is written.
+            connection.execute("PRAGMA secure_delete = off")
             table.upgrade(connection)
         except BaseException:
             connection.close()

@@ -22,6 +22,8 @@ class Partly(Exception):
 
 
 class Sink(Protocol):
+    """One with `takes_json` is given each record as it is kept: in JSON, as `bytes`."""
+
     batch: int
     """How many records it takes at once at the most."""
 

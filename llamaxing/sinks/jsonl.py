@@ -5,11 +5,9 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 
-import msgspec
 from pydantic import BaseModel, Field
 
 from llamaxing.plugins import Surroundings
-from llamaxing.sinks import Record
 
 
 class JsonLines:
@@ -21,20 +19,22 @@ class JsonLines:
         )
 
     batch = 1000
+    takes_json = True
 
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
         self._path = options.logging_client_jsonl_filename
         self._torn = False
 
-    async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
-        lines = msgspec.json.Encoder().encode_lines(records)
-        await asyncio.to_thread(self._append, lines)
+    async def deliver(self, records: Sequence[bytes]) -> Mapping[str, str]:
+        await asyncio.to_thread(self._append, records)
         return {}
 
     async def aclose(self) -> None:
         return None
 
-    def _append(self, lines: bytes) -> None:
+    def _append(self, records: Sequence[bytes]) -> None:
+        # Of another's hand a record may have several lines: in JSON their ends are white space.
+        lines = b"".join([record.replace(b"\n", b" ") + b"\n" for record in records])
         # One write in append mode: lines of several processes do not mix.
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
