@@ -181,6 +181,11 @@ class Said:
     body: bytes = b""
     whole: bool = False
 
+    @property
+    def has_all(self) -> bool:
+        """Whether they have all that the reply says, though its connection may have broken then."""
+        return self.whole or self.body.endswith(DONE)
+
 
 async def call(client: httpx.AsyncClient, upstream: Journal, said: Said) -> None:
     """Makes the call as its kind says. A connection that breaks is in the journal, too."""
@@ -264,7 +269,7 @@ def known(said: Said, asked: Sequence[Asked]) -> dict[str, Any]:
     kind = kind_of(said.id)
     return {
         "status": said.status or 499,
-        "complete": said.whole,
+        "complete": said.has_all,
         "error": kind.error,
         # A connection that upstream has closed while idle is tried again, unseen.
         "attempts": [
@@ -289,7 +294,7 @@ def _spent(said: Said, kind: Kind) -> Any:
     """Upstream counts at the end of a stream: of one that has none, tokens are estimated."""
     if said.status != 200:
         return None
-    return tuple(_usage(said.id).values()) if said.whole else "estimated"
+    return tuple(_usage(said.id).values()) if said.has_all else "estimated"
 
 
 def _status(asked: Asked) -> int | None:
