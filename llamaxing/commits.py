@@ -19,7 +19,7 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 # Seconds between two commits, where several have shared one: what comes in between shares the next.
-_PACE = 0.001
+_PACE = 0.002
 # How much may share a commit.
 _SHARE = 500
 # Bytes that the loop commits by itself: at once, and until the thread does it with a checkpoint.

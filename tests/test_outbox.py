@@ -19,6 +19,7 @@ from llamaxing.outbox import OutboxFailed, Waiting
 from llamaxing.outbox.sqlite import SQLiteOutbox
 from llamaxing.plugins import Surroundings
 from llamaxing.sinks import Partly, Record
+from llamaxing.sinks.jsonl import JsonLines
 
 
 class Scripted:
@@ -233,6 +234,23 @@ async def test_what_is_not_this_record_is_poison(tmp_path: Path, text: bytes) ->
 
     assert sink.ids == ["0002"]
     assert (await status(tmp_path, "sink"))["sink"].poison == 1
+
+
+@pytest.mark.parametrize("text", [b"no JSON", b"{}", b'{"id": "0003"}'])
+async def test_what_is_not_this_record_is_not_written_down_either(
+    tmp_path: Path, text: bytes
+) -> None:
+    """A file is given records as they are, and has one in each line all the same."""
+    path = tmp_path / "records.jsonl"
+    options = JsonLines.Options(logging_client_jsonl_filename=str(path))
+    sink = JsonLines(options, Surroundings({}, httpx.AsyncClient()))
+    delivery = Delivery("jsonl", sink, 30, Pace())
+    whole = b'{"id": "0002",\n "text": "a\\nb"}'
+
+    refused = await delivery({"0001": text, "0002": whole})
+
+    assert list(refused) == ["0001"]
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [json.loads(whole)]
 
 
 async def test_waiting_records_and_poison_can_be_purged(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ class Full(NoOutbox):
         raise OutboxFailed("it is full")
 
 
+class Stuck(NoOutbox):
+    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+        await asyncio.Event().wait()
+
+
 class Refusing(Memory):
     async def deliver(self, records: Sequence[Record]) -> Mapping[str, str]:
         return {record["id"]: "it is too large" for record in records}
@@ -94,6 +99,19 @@ async def test_where_the_outbox_fails_the_sinks_have_the_record_all_the_same(
     assert [it.getMessage() for it in caplog.records if it.levelname == "ERROR"] == [
         "the outbox fails, and sinks are tried directly: OutboxFailed('it is full')"
     ]
+
+
+async def test_an_outbox_that_does_not_answer_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llamaxing.recorder._KEPT_WITHIN", 0.05)
+    memory = Memory()
+    recorder = Recorder([delivering(Stuck), delivering(NoOutbox, it=memory)], copy_up_to=10)
+
+    await asyncio.gather(*(recorder.record(exchange()) for _ in range(3)))
+    await recorder.record(exchange())
+
+    assert len(memory.records) == 4
 
 
 async def test_what_nobody_takes_can_be_read_back_from_the_log(

@@ -75,13 +75,15 @@ class SQLiteOutbox:
 
     async def put(self, id: str, record: bytes, intent: Any = None) -> None:
         now = self._now()
-        await self._add(Entry(table.line(id, record), now, now, id if intent else None))
+        entry = Entry(table.line(id, record), now, now, id if intent else None)
+        await self._told(self._commits.add(entry, len(entry.line)))
         for feed in self._feeds:
             feed.wake()
 
     async def intend(self, id: str, record: bytes, age: float) -> Any:
         now = self._now()
-        await self._add(Entry(table.line(id, record), now, now + int(age * 1000), id))
+        entry = Entry(table.line(id, record), now, now + int(age * 1000), id)
+        await self._told(self._commits.add(entry, len(entry.line)))
         return True
 
     async def status(self) -> Mapping[str, Waiting]:
@@ -137,9 +139,6 @@ class SQLiteOutbox:
 
     def _now(self) -> int:
         return int(self._clock.now() * 1000)
-
-    async def _add(self, entry: Entry) -> None:
-        await self._told(self._commits.add(entry, len(entry.line)))
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return await self._told(self._commits.do(work))
