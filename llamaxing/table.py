@@ -47,7 +47,7 @@ _UPGRADES: Mapping[int, Sequence[str]] = {
 _PUT = """
 INSERT INTO records (sink, id, added, due, number, lines) VALUES {rows}
 ON CONFLICT (sink, id) WHERE id IS NOT NULL DO UPDATE SET added = excluded.added,
-    due = excluded.due, taker = excluded.taker, poison = NULL, lines = excluded.lines
+    due = excluded.due, poison = NULL, lines = excluded.lines
 """
 _PUT_SINGLE = """
 INSERT INTO records (sink, id, added, due, poison, lines) VALUES (?, ?, ?, ?, ?, ?)

@@ -35,7 +35,10 @@ class Numbers:
         return found
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        # A loop that waited for a lock would do so for good.
+        connection = sqlite3.connect(
+            self.path, timeout=3600, isolation_level=None, check_same_thread=False
+        )
         connection.execute("PRAGMA journal_mode = wal")
         connection.execute("CREATE TABLE IF NOT EXISTS numbers (n)")
         return connection

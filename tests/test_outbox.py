@@ -6,7 +6,7 @@ import sqlite3
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -567,6 +567,10 @@ async def test_what_an_earlier_version_has_left_is_delivered(tmp_path: Path) -> 
     assert await outbox.replay("sink") == 1
     found = await also.take("sink", 100, 10**6, clock.now() + 35)
     assert found.records == {"0020": record(20)[1], "0021": b"{}"}
+    # A process of the earlier version fails at once, and hands its records to their sinks.
+    with closing(sqlite3.connect(tmp_path / "outbox.db")) as earlier:
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            earlier.execute("SELECT * FROM outbox")
     await asyncio.gather(outbox.aclose(0), also.aclose(0))
 
 
