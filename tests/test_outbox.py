@@ -568,9 +568,11 @@ async def test_what_an_earlier_version_has_left_is_delivered(tmp_path: Path) -> 
     found = await also.take("sink", 100, 10**6, clock.now() + 35)
     assert found.records == {"0020": record(20)[1], "0021": b"{}"}
     # A process of the earlier version fails at once, and hands its records to their sinks.
-    with closing(sqlite3.connect(tmp_path / "outbox.db")) as earlier:
-        with pytest.raises(sqlite3.OperationalError, match="no such table"):
-            earlier.execute("SELECT * FROM outbox")
+    with (
+        closing(sqlite3.connect(tmp_path / "outbox.db")) as earlier,
+        pytest.raises(sqlite3.OperationalError, match="no such table"),
+    ):
+        earlier.execute("SELECT * FROM outbox")
     await asyncio.gather(outbox.aclose(0), also.aclose(0))
 
 
