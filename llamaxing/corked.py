@@ -5,10 +5,36 @@ reply's head goes out with its body, and calls that come together go on together
 """
 
 import asyncio
+from collections import deque
 from typing import Any
+from weakref import WeakKeyDictionary
 
 # Bytes that wait for the end of the turn at the most.
 _MOST = 64 * 1024
+
+
+class Turn:
+    """Of an event loop: the connections that have something to send at the end of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._soon = loop.call_soon
+        self._waiting: deque[Corked] = deque()
+
+    def add(self, corked: "Corked") -> None:
+        if not self._waiting:
+            self._soon(self._end)
+        self._waiting.append(corked)
+
+    def _end(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting.popleft().send()
+        finally:
+            if self._waiting:
+                self._soon(self._end)
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turn] = WeakKeyDictionary()
 
 
 class Corked:
@@ -17,7 +43,8 @@ class Corked:
     def __init__(self, transport: Any) -> None:
         # uvloop's is an asyncio.Transport in all but name.
         self._transport: asyncio.Transport = transport
-        self._soon = asyncio.get_running_loop().call_soon
+        loop = asyncio.get_running_loop()
+        self._turn = _turns.get(loop) or _turns.setdefault(loop, Turn(loop))
         self._held: list[bytes] = []
         self._size = 0
         self.is_closing = transport.is_closing
@@ -34,22 +61,23 @@ class Corked:
         if not data:
             return
         if not self._held:
-            self._soon(self._send)
+            self._turn.add(self)
         self._held.append(data)
         self._size += len(data)
         if self._size > _MOST:
-            self._send()
+            self.send()
 
     def close(self) -> None:
         """What has been written is still sent."""
-        self._send()
+        self.send()
         self._transport.close()
 
     def abort(self) -> None:
         self._held, self._size = [], 0
         self._transport.abort()
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """What is held."""
         held, self._held = self._held, []
         # To join what is large would cost more than it saves.
         together = [b"".join(held)] if 0 < self._size <= _MOST else held

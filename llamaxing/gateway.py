@@ -293,6 +293,6 @@ def _head(answer: Answer) -> Headers:
         # It may end with an event of ours.
         head = [(name, value) for name, value in head if name != b"content-length"]
         return [*head, _UNCOLLECTED]
-    if answer.whole and not any(name == b"content-length" for name, _ in head):
+    if answer.whole and b"content-length" not in dict(head):
         head.append((b"content-length", str(sum(map(len, answer.held))).encode()))
     return head

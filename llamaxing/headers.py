@@ -31,6 +31,7 @@ _DOWNWARDS = re.compile(
     rb"x-ms-(?:region|client-request-id|rai-invoked|deployment-name)|"
     rb"x-envoy-upstream-service-time|x-accel-buffering"
 )
+_CONNECTION = b"connection"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 
@@ -45,19 +46,24 @@ def upwards(callers: Mapping[str, str]) -> dict[str, str]:
 
 def downwards(upstreams: Headers) -> Headers:
     """The upstream's headers that the caller gets; its request id under another name."""
-    connection = [value.lower() for name, value in upstreams if name.lower() == b"connection"]
-    named = b",".join(connection)
-    found = [(_below(name), value) for name, value in upstreams]
-    return [(name, value) for name, value in found if name and name not in named]
+    going: Headers = []
+    named = b""
+    for upstreams_name, value in upstreams:
+        name = _below(upstreams_name)
+        if name == _CONNECTION:
+            named += b"," + value.lower()
+        elif name:
+            going.append((name, value))
+    return [it for it in going if it[0] not in named] if named else going
 
 
 @functools.lru_cache(maxsize=1024)
 def _below(name: bytes) -> bytes:
-    """What a caller gets to see it as; nothing where they do not."""
+    """What a caller gets to see it as; nothing where they do not. `connection` names others."""
     name = name.lower()
     if name == b"x-request-id":
         return b"x-upstream-request-id"
-    return name if _DOWNWARDS.fullmatch(name) else b""
+    return name if name == _CONNECTION or _DOWNWARDS.fullmatch(name) else b""
 
 
 def request_id(callers: Mapping[str, str], otherwise: str) -> str:

@@ -158,7 +158,10 @@ class Pool:
         return await asyncio.shield(known)
 
     def _freed(self, place: Place, connection: Connection) -> None:
-        self._free.setdefault(place, deque()).append((_now(), connection))
+        free = self._free.get(place)
+        if free is None:
+            free = self._free[place] = deque()
+        free.append((_now(), connection))
         if self._sweep is None:
             self._sweep = asyncio.get_running_loop().call_later(self._kept, self._sweep_up)
         self._tell()

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +129,14 @@ class Shim:
         """Raises `ConfigurationError`."""
         await self._application.open()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Message, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         if scope["type"] == "lifespan":
             for signum in (signal.SIGTERM, signal.SIGINT):
                 self._take(signum)
             # The garbage collector may look when there is more to find; `serve` had it wait.
             gc.set_threshold(50_000, 20, 100)
             gc.enable()
-        await self._application(scope, receive, send)
+        return self._application(scope, receive, send)
 
     def _take(self, signum: int) -> None:
         loop = asyncio.get_running_loop()
