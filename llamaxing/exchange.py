@@ -113,7 +113,7 @@ class Exchange(msgspec.Struct):
             "attempts": [_attempt(attempt) for attempt in self.attempts],
             "identity": who and _who(who, self.caller),
             "credential": self.credential,
-            "metadata": trimmed(self.metadata),
+            "metadata": self.metadata and trimmed(self.metadata),
             "traceparent": self.traceparent,
             "streamed": self.streamed,
             "status": self.status,

@@ -48,7 +48,8 @@ def trimmed(value: Any, name: str = "", depth: int = 1) -> Any:
 def needs_trimming(document: bytes) -> bool:
     """Whether JSON may have something to trim in it, told by its bytes; most has not."""
     return (
-        b";base64," in document
+        # One byte is found many times faster than several.
+        (b";" in document and b";base64," in document)
         or document.count(b"{") + document.count(b"[") > _DEEPEST
         or _NAMED.search(document) is not None
     )
