@@ -29,10 +29,10 @@ class Route:
     def body(self, wanted: str, stream: bool = False) -> str:
         """A call of one kilobyte; `wanted`: what upstream is to do, as its module says."""
         messages = [
-            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "system", "content": f"You are a helpful assistant. bench/{wanted}"},
             {"role": "user", "content": ("lorem ipsum dolor sit amet " * 100)[:700]},
         ]
-        asked = {"model": self.model, "user": f"bench/{wanted}", "temperature": 0.2}
+        asked = {"model": self.model, "temperature": 0.2}
         return json.dumps({**asked, "messages": messages, **({"stream": True} if stream else {})})
 
 

@@ -2,11 +2,11 @@
 
     python -m bench.upstream --keys keys.json --certificate server.pem
 
-What it does with a call stands in its body, in the field `user` that every gateway passes on, as
-in `bench/d=50/s=1024/n=200/g=10/`: milliseconds before the reply begins, bytes of a plain reply,
-chunks of a stream and milliseconds between two of them (0: as fast as they are read). Each chunk
-has the time of its writing as its text, so that a caller on the same machine can tell how long it
-took.
+What it does with a call stands in its body, as in `bench/d=50/s=1024/n=200/g=10/`: milliseconds
+before the reply begins, bytes of a plain reply, chunks of a stream and milliseconds between two of
+them (0: as fast as they are read). It is in a message, since every gateway passes those on; a call
+without it is answered, and not counted. Each chunk has the time of its writing as its text, so that
+a caller on the same machine can tell how long it took.
 
 GET /count tells what has come so far; any other GET the keys. It prints its two ports, of HTTP and
 of TLS, and ends when its standard input does.
@@ -96,8 +96,10 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body, self._body = self._body, b""
         if self._parser.get_method() == b"POST":
-            self._count()
-            self._answer(body)
+            found = _ASKED.search(body)
+            if found:
+                self._count()
+            self._answer(found[1] if found else b"", body)
         else:
             told = self._counts.document() if self._url == b"/count" else self._keys
             self._transport.write(http(told))
@@ -109,8 +111,8 @@ class Connection(asyncio.Protocol):
             self._counts.tls_connections += self._calls == 0
         self._calls += 1
 
-    def _answer(self, body: bytes) -> None:
-        delay, size, chunks, gap = asked(body)
+    def _answer(self, asked: bytes, body: bytes) -> None:
+        delay, size, chunks, gap = parts(asked)
         loop = asyncio.get_running_loop()
         if _STREAM.search(body):
             self._stream = loop.create_task(self._send(delay / 1000, chunks, gap / 1000))
@@ -133,16 +135,11 @@ class Connection(asyncio.Protocol):
 
 
 @functools.lru_cache(maxsize=100)
-def _parts(asked_for: bytes) -> tuple[int, int, int, int]:
-    given = {name: int(value) for name, value in _PART.findall(asked_for)}
+def parts(asked: bytes) -> tuple[int, int, int, int]:
+    """Delay in milliseconds, size in bytes, chunks, and the gap between them in milliseconds."""
+    given = {name: int(value) for name, value in _PART.findall(asked)}
     delay, size, chunks, gap = (_DEFAULTS | given).values()
     return delay, size, chunks, gap
-
-
-def asked(body: bytes) -> tuple[int, int, int, int]:
-    """Delay in milliseconds, size in bytes, chunks, and the gap between them in milliseconds."""
-    found = _ASKED.search(body)
-    return _parts(found[1] if found else b"")
 
 
 @functools.cache

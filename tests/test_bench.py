@@ -18,7 +18,7 @@ if sys.platform != "linux":
 from bench import bars, load, ours, report, results, upstream
 from bench.gateways import PATH, Gateway, Missing, Route
 from bench.results import Results
-from bench.rig import PROJECT, Rig, rig
+from bench.rig import PROJECT, Rig, post, rig
 from bench.scenarios import Scale, Trial, measure
 from bench.scenarios import load as loaded
 
@@ -206,8 +206,8 @@ def test_the_readme_has_the_figures_of_the_latest_run() -> None:
 
 
 def test_the_upstream_does_what_a_call_says() -> None:
-    assert upstream.asked(b'{"user":"bench/d=50/n=3/"}') == (50, 1024, 3, 0)
-    assert upstream.asked(b"{}") == (0, 1024, 200, 0)
+    assert upstream.parts(b"d=50/n=3/") == (50, 1024, 3, 0)
+    assert upstream.parts(b"") == (0, 1024, 200, 0)
     head, _, body = upstream.reply(1024).partition(b"\r\n\r\n")
     assert len(body) == 1024
     assert json.loads(body)["usage"]["total_tokens"] == 180
@@ -294,6 +294,15 @@ def test_a_gateway_that_answers_by_itself_is_not_measured(made: Rig) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_what_a_gateway_has_not_passed_on_is_not_measured(made: Rig) -> None:
+    """A peer left out what tells the upstream how to answer, and so was measured at less."""
+    before = made.counts()["calls"]
+
+    status = post(f"{made.upstream}{PATH}", '{"messages": []}', {})
+
+    assert (status, made.counts()["calls"]) == (200, before)
 
 
 def test_a_gateway_that_has_died_fails_its_calls_and_no_more(made: Rig) -> None:
