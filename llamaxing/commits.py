@@ -82,6 +82,9 @@ class Commits(Generic[E]):
             await asyncio.wait({self._task})
         here, self._here = self._here, None
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close, here)
+        self._thread.shutdown(wait=False)
+        # What still comes opens all of it anew.
+        self._thread = ThreadPoolExecutor(1, "outbox")
 
     async def _commit(self) -> None:
         """All that waits."""

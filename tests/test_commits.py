@@ -160,3 +160,21 @@ async def test_what_has_been_asked_before_it_closes_is_still_done(numbers: Numbe
 
     await asyncio.gather(*adding)
     assert numbers.there() == list(range(5))
+
+
+async def test_one_that_is_closed_leaves_no_thread_and_still_takes_what_comes_late(
+    numbers: Numbers,
+) -> None:
+    commits = await opened(numbers.commits())
+    before = set(threading.enumerate())
+    await commits.add(1, 100)
+    threads = [it for it in before if it.name.startswith("outbox")]
+
+    await commits.aclose()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 5)
+    await commits.add(2, 100)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert numbers.there() == [1, 2]
+    await commits.aclose()
