@@ -165,10 +165,10 @@ async def test_what_has_been_asked_before_it_closes_is_still_done(numbers: Numbe
 async def test_one_that_is_closed_leaves_no_thread_and_still_takes_what_comes_late(
     numbers: Numbers,
 ) -> None:
-    commits = await opened(numbers.commits())
     before = set(threading.enumerate())
+    commits = await opened(numbers.commits())
     await commits.add(1, 100)
-    threads = [it for it in before if it.name.startswith("outbox")]
+    threads = [it for it in set(threading.enumerate()) - before if it.name.startswith("outbox")]
 
     await commits.aclose()
     for thread in threads:
