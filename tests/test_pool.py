@@ -26,6 +26,17 @@ async def taken(pool: Pool, server: Server, count: int) -> list[Connection]:
     return [await pool.take(server.place, 5) for _ in range(count)]
 
 
+Waiting = asyncio.Task[Connection]
+
+
+async def taken_with_two_waiting(pool: Pool, server: Server) -> tuple[Connection, Waiting, Waiting]:
+    """Of a pool that has one place."""
+    [only] = await taken(pool, server, 1)
+    first, second = (asyncio.create_task(pool.take(server.place, 5)) for _ in range(2))
+    await asyncio.sleep(0)
+    return only, first, second
+
+
 async def used(connection: Connection) -> Reply:
     return await connection.ask("GET", b"GET / HTTP/1.1\r\n\r\n", Content([]), 5, None)
 
@@ -56,12 +67,8 @@ async def test_above_the_limit_one_that_is_free_elsewhere_makes_room(wire: Serve
 
 
 async def test_one_who_stops_waiting_leaves_the_place_to_the_next(wire: Serve) -> None:
-    server = await wire(writes(OK))
-    pool = Pool(1)
-    [only] = await taken(pool, server, 1)
-    impatient = asyncio.create_task(pool.take(server.place, 5))
-    patient = asyncio.create_task(pool.take(server.place, 5))
-    await asyncio.sleep(0)
+    pool, server = Pool(1), await wire(writes(OK))
+    only, impatient, patient = await taken_with_two_waiting(pool, server)
 
     await used(only)
     impatient.cancel()
@@ -130,12 +137,8 @@ async def test_a_free_connection_that_is_dead_does_not_hide_one_that_makes_room(
 
 
 async def test_one_to_whom_somebody_else_came_before_is_the_next(wire: Serve) -> None:
-    server = await wire(writes(OK))
-    pool = Pool(1)
-    [only] = await taken(pool, server, 1)
-    first = asyncio.create_task(pool.take(server.place, 5))
-    second = asyncio.create_task(pool.take(server.place, 5))
-    await asyncio.sleep(0)
+    pool, server = Pool(1), await wire(writes(OK))
+    only, first, second = await taken_with_two_waiting(pool, server)
     await used(only)
     # Those who wait have been told, and have not looked yet.
     assert await taken(pool, server, 1) == [only]
