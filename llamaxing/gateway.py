@@ -1,7 +1,7 @@
 """The pipeline: who calls, what for, sent where, and how it ended."""
 
 import asyncio
-import random
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -270,8 +270,7 @@ class Gateway:
 
 def new_id() -> str:
     """Nobody else's: of an exchange, and of a request whose caller gives it none."""
-    # No secret; and after a fork it is seeded anew.
-    return f"{random.getrandbits(128):032x}"
+    return secrets.token_hex(16)
 
 
 def refusal(error: GatewayError) -> Response:

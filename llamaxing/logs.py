@@ -19,12 +19,6 @@ LEVELS = (logging.INFO, TEXTS, CHUNKS, SENSITIVE)
 _QUIET = 60.0
 
 
-def say(line: str) -> None:
-    """As `log.info`, for the one line of each call: without what that does to fill it in."""
-    if log.isEnabledFor(logging.INFO):
-        log.handle(log.makeRecord(log.name, logging.INFO, "", 0, line, (), None))
-
-
 class Seldom:
     """Errors that would come with each call: one of a kind a minute."""
 

@@ -11,7 +11,7 @@ import msgspec
 
 from llamaxing.errors import SHOWN, NotRecorded
 from llamaxing.exchange import Exchange
-from llamaxing.logs import TEXTS, Seldom, log, say
+from llamaxing.logs import TEXTS, Seldom, log
 from llamaxing.outbox import Outbox, OutboxFailed, Undelivered
 from llamaxing.patience import Patience
 
@@ -184,15 +184,19 @@ def _log_record(sinks: Sequence[str], body: bytes) -> None:
 
 
 def _log_line(exchange: Exchange) -> None:
-    # A caller's own words are quoted: no line of the log can be forged.
-    model = ascii(exchange.model[:SHOWN]) if exchange.model else "-"
-    identity = exchange.identity.id if exchange.identity else "-"
     took = (exchange.finished or exchange.started) - exchange.started
-    ended = "" if exchange.complete else f" incomplete: {exchange.error}"
-    say(
-        f"{exchange.endpoint.name} {exchange.status} model={model} "
-        f"instance={exchange.instance or '-'} attempts={len(exchange.attempts)} "
-        f"identity={identity} id={exchange.request_id} {took * 1000:.0f}ms{ended}"
+    log.info(
+        "%s %s model=%s instance=%s attempts=%d identity=%s id=%s %.0fms%s",
+        exchange.endpoint.name,
+        exchange.status,
+        # A caller's own words are quoted: no line of the log can be forged.
+        ascii(exchange.model[:SHOWN]) if exchange.model else "-",
+        exchange.instance or "-",
+        len(exchange.attempts),
+        exchange.identity.id if exchange.identity else "-",
+        exchange.request_id,
+        took * 1000,
+        "" if exchange.complete else f" incomplete: {exchange.error}",
     )
 
 
