@@ -5,10 +5,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import msgspec
 
 from llamaxing.errors import (
     AllInstancesThrottled,
@@ -29,8 +29,7 @@ _ERROR_WITHIN = 5.0
 _TRIED_ELSEWHERE = frozenset({404, 408, 429, 500, 502, 503, 504})
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct):
     """An upstream's reply: its head, what is `held` of its body, and what is still to come.
 
     `counted`: its tokens are counted in a stream because we asked for it, and not the caller.
@@ -41,17 +40,17 @@ class Answer:
     status: int
     headers: Headers
     stream: httpx.AsyncByteStream
-    held: list[bytes] = field(default_factory=list)
+    held: list[bytes] = msgspec.field(default_factory=list)
     whole: bool = False
     counted: bool = False
     edit: Callable[[bytes], bytes] | None = None
     latency: float = 0.0
     on_close: Callable[[], None] | None = None
-    media_type: str = field(init=False)
-    _first: Mapping[bytes, bytes] = field(init=False)
+    media_type: str = ""
+    _first: Mapping[bytes, bytes] = {}
 
     def __post_init__(self) -> None:
-        self._first = {name.lower(): value for name, value in reversed(self.headers)}
+        self._first = dict(reversed(self.headers))
         self.media_type = self.header(b"content-type").partition(";")[0].strip().lower()
 
     def texts(self) -> Iterator[tuple[str, str]]:
@@ -97,8 +96,7 @@ class _Rest(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-@dataclass(slots=True)
-class Failure:
+class Failure(msgspec.Struct):
     """Why an instance has no answer: what the caller is told, or the upstream's own words.
 
     `wait`: seconds that it asks to be left alone. `counts`: whether it speaks against the instance.
@@ -164,7 +162,7 @@ async def _failed(answer: Answer, model: str) -> Failure:
     )
     if status == 404:
         return Failure(error, words, counts=_says_it_has_no_model(words), status=status)
-    wait = retry_after({k.lower(): v for k, v in answer.texts()}, time.time())
+    wait = retry_after(dict(answer.texts()), time.time())
     return Failure(error, words, wait, status=status)
 
 
@@ -224,7 +222,7 @@ def last_word(failures: Sequence[Failure], waits: Sequence[float] = ()) -> Answe
         last.error.headers = {**last.error.headers, **hint}
         raise last.error
     last.answer.headers = [
-        (k, v) for k, v in last.answer.headers if k.lower().decode() not in hint
+        (k, v) for k, v in last.answer.headers if k.decode() not in hint
     ] + [(name.encode(), value.encode()) for name, value in hint.items()]
     return last.answer
 

@@ -27,7 +27,7 @@ from llamaxing.errors import (
 )
 from llamaxing.exchange import Attempt, Exchange
 from llamaxing.logs import log
-from llamaxing.patience import Patience
+from llamaxing.patience import Patience, Waits
 from llamaxing.providers import Instance
 from llamaxing.selection import Selector
 from llamaxing.upstream import Asked, Content, Door, Timeouts
@@ -89,6 +89,7 @@ class Forwarder:
         self._attempts = attempts
         self._tokens = tokens
         self._sleep = sleep
+        self._waits = Waits()
         # Those that refused to count the tokens of a stream.
         self._uncounting: set[Instance] = set()
 
@@ -148,16 +149,14 @@ class Forwarder:
         limit = instance.timeout or (self._timeouts.first_header if call.streamed else math.inf)
         began = time.monotonic()
         name = call.model.id
-        answer: Answer | None = None
-        patience = Patience()
+        attempt.status = None
+        patience = self._waits.take()
         try:
             wait = min(deadline - began, limit)
-            answer = await patience.within(wait, self._sent(instance, call))
-            now = time.monotonic()
-            attempt.status, answer.latency = answer.status, now - began
-            return await patience.within(deadline - now, self._judged(answer, instance, call))
+            answering = self._answered(instance, call, attempt, deadline, patience)
+            return await patience.within(wait, answering)
         except TimeoutError as error:
-            if answer is not None:
+            if attempt.status is not None:
                 raise UpstreamTimeout(name, self._timeouts.total) from error
             now = time.monotonic()
             failure = Failure(UpstreamTimeout(name, round(now - began, 3)))
@@ -175,18 +174,34 @@ class Forwarder:
         except httpx.TransportError:
             return Failure(UpstreamBadResponse(name, "something that is not HTTP"))
         finally:
-            patience.end()
+            self._waits.leave(patience)
 
-    async def _sent(self, instance: Instance, call: Call) -> Answer:
-        """The head of its reply."""
-        answered = await self._upstreams.send(await self._asked(instance, call))
-        answer = Answer(answered.status, answered.headers, answered.stream)
-        answer.counted = self._counts(instance, call)
-        return answer
-
-    async def _judged(self, answer: Answer, instance: Instance, call: Call) -> Answer | Failure:
-        kept = call.endpoint.keeps == "always"
+    async def _answered(
+        self,
+        instance: Instance,
+        call: Call,
+        attempt: Attempt,
+        deadline: float,
+        patience: Patience,
+    ) -> Answer | Failure:
+        """Once its head is there, there is time until the `deadline`."""
+        asked = await self._asked(instance, call)
+        began = time.monotonic()
+        answered = await self._upstreams.send(asked)
+        now = time.monotonic()
+        patience.move(deadline - now)
+        attempt.status = answered.status
+        answer = Answer(
+            answered.status,
+            answered.headers,
+            answered.stream,
+            [answered.body] if answered.body else [],
+            whole=answered.body is not None,
+            counted=self._counts(instance, call),
+            latency=now - began,
+        )
         try:
+            kept = call.endpoint.keeps == "always"
             return await judged(answer, call.model.id, instance, kept=kept)
         except BaseException:
             await answer.aclose()

@@ -45,7 +45,8 @@ def upwards(callers: Mapping[str, str]) -> dict[str, str]:
 
 
 def downwards(upstreams: Headers) -> Headers:
-    """The upstream's headers that the caller gets; its request id under another name."""
+    """The upstream's headers that the caller gets, by their names in lower case; its request id
+    under another."""
     going: Headers = []
     named = b""
     for upstreams_name, value in upstreams:
@@ -60,7 +61,6 @@ def downwards(upstreams: Headers) -> Headers:
 @functools.lru_cache(maxsize=1024)
 def _below(name: bytes) -> bytes:
     """What a caller gets to see it as; nothing where they do not. `connection` names others."""
-    name = name.lower()
     if name == b"x-request-id":
         return b"x-upstream-request-id"
     return name if name == _CONNECTION or _DOWNWARDS.fullmatch(name) else b""

@@ -61,6 +61,10 @@ class Reply(httpx.AsyncByteStream):
                 raise self._error
             await self._news()
 
+    def whole(self) -> bytes | None:
+        """The body, where all of it has come, and nothing of it was taken."""
+        return b"".join(self._pieces) if self.ended else None
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         patience: Patience | None = None
         silent = 0.0
@@ -123,7 +127,7 @@ class Reply(httpx.AsyncByteStream):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _news(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._connection.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -144,6 +148,7 @@ class Connection(asyncio.Protocol):
         self, on_free: "Callable[[Connection], None]", on_lost: "Callable[[Connection], None]"
     ) -> None:
         self.used = self.closed = False
+        self.loop = asyncio.get_running_loop()
         self._on_free = on_free
         self._on_lost = on_lost
         self._parser = httptools.HttpResponseParser(self)
@@ -240,7 +245,7 @@ class Connection(asyncio.Protocol):
         self._on_lost(self)
 
     def pause_writing(self) -> None:
-        self._writable = asyncio.get_running_loop().create_future()
+        self._writable = self.loop.create_future()
 
     def resume_writing(self) -> None:
         self._go_on()
@@ -253,7 +258,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value.rstrip(b" \t")))
+        self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -318,6 +323,6 @@ class Connection(asyncio.Protocol):
 
 def _ends_with_connection(reply: Reply) -> bool:
     """RFC 9112 section 6.3: a body of no announced length ends with its connection."""
-    headers = {name.lower(): value.lower() for name, value in reply.headers}
+    headers = {name: value.lower() for name, value in reply.headers}
     chunked = headers.get(b"transfer-encoding", b"").endswith(b"chunked")
     return reply.begun and b"content-length" not in headers and not chunked

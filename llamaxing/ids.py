@@ -158,7 +158,7 @@ class Signed:
             except httpx.TransportError as error:
                 raise UpstreamBadResponse(call.model.id, "a reply that broke off") from error
             answer.held = [self.reply(call.endpoint, instance, b"".join(answer.held))]
-            answer.headers = [it for it in answer.headers if it[0].lower() != b"content-length"]
+            answer.headers = [it for it in answer.headers if it[0] != b"content-length"]
 
     def reply(self, endpoint: Endpoint, instance: str, body: bytes) -> bytes:
         """A reply of this instance's, its ids signed; as it is where it is no JSON object."""

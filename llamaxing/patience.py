@@ -1,4 +1,4 @@
-"""Waiting up to a limit, many times over: one timer is moved on, and not made anew each time."""
+"""Waiting up to a limit, many times over: a timer is moved on, and not made anew each time."""
 
 import asyncio
 import math
@@ -26,9 +26,7 @@ class Patience:
         task = self._waiting = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101
         cancelled_before = task.cancelling()
-        self._ends = self._loop.time() + seconds
-        if self._ends < self._rings:
-            self._set(self._ends)
+        self.move(seconds)
         try:
             return await awaited
         except asyncio.CancelledError:
@@ -37,6 +35,12 @@ class Patience:
             raise
         finally:
             self._waiting, self._over = None, False
+
+    def move(self, seconds: float) -> None:
+        """Within what is awaited: from now on it has so many."""
+        self._ends = self._loop.time() + seconds
+        if self._ends < self._rings:
+            self._set(self._ends)
 
     def end(self) -> None:
         if self._timer is not None:
@@ -57,3 +61,16 @@ class Patience:
         else:
             self._over = True
             self._waiting.cancel()
+
+
+class Waits:
+    """For many who wait: who has done so before has left a timer."""
+
+    def __init__(self) -> None:
+        self._left: list[Patience] = []
+
+    def take(self) -> Patience:
+        return self._left.pop() if self._left else Patience()
+
+    def leave(self, patience: Patience) -> None:
+        self._left.append(patience)

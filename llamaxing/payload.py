@@ -6,6 +6,7 @@ and joins the caller's own bytes.
 
 import codecs
 import itertools
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -35,17 +36,16 @@ _COMMA = re.compile(_SPACE + rb"," + _SPACE)
 _NAME = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"' + _SPACE + rb":" + _SPACE, re.DOTALL)
 
 
-class _Key:
-    """A member's name. Two of them are never equal, so a decoded object keeps its duplicates."""
+class _Name(str):
+    """A member's. Two of them are never equal, so a decoded object keeps its duplicates."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 _value = msgspec.json.Decoder()
-_few = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda _, name: _Key(name))
+_few = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=operator.call)
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -67,7 +67,8 @@ class Payload:
         """`checked`: it is known to be JSON. `one` is called for each member."""
         self.body = body
         self._members = _members(body, one) if checked else _decode(body)
-        self._named = {key.name: raw for key, raw in self._members.items()}
+        self._named = {str(name): raw for name, raw in self._members.items()}
+        self._repeats = len(self._named) < len(self._members)
 
     def __contains__(self, name: str) -> bool:
         return name in self._named
@@ -77,10 +78,12 @@ class Payload:
 
         Raises `InvalidJSON` for one that stands twice, `InvalidType` for one that is very large.
         """
-        found = self._one(name)
+        found = self._named.get(name)
         if found is None:
             return None
-        if memoryview(found).nbytes > _READ_UP_TO:
+        if self._repeats:
+            self._check_once(name)
+        if len(found) > _READ_UP_TO:
             raise InvalidType(
                 f"The parameter '{name}' is larger than the {_READ_UP_TO:,} bytes allowed here.",
                 name,
@@ -89,7 +92,9 @@ class Payload:
 
     def within(self, name: str, edit: "Edit") -> Mapping[str, Any]:
         """The edit of this member that comes of editing the object in it, or each of a list's."""
-        raw = self._one(name)
+        if self._repeats:
+            self._check_once(name)
+        raw = self._named.get(name)
         edited = raw and _edited(raw, edit, _at_most(_MOST_WITHIN))
         return {} if edited is None else {name: edited}
 
@@ -122,12 +127,10 @@ class Payload:
         parts.keep(spans[-1].end if spans else self._opening(), len(view))
         return parts.all
 
-    def _one(self, name: str) -> msgspec.Raw | None:
-        if len(self._named) < len(self._members):
-            times = sum(key.name == name for key in self._members)
-            if times > 1:
-                raise InvalidJSON(f"The parameter '{name}' stands {times} times in the body.")
-        return self._named.get(name)
+    def _check_once(self, name: str) -> None:
+        times = sum(str(it) == name for it in self._members)
+        if times > 1:
+            raise InvalidJSON(f"The parameter '{name}' stands {times} times in the body.")
 
     def _opening(self) -> int:
         """The position after the opening brace."""
@@ -135,11 +138,11 @@ class Payload:
 
     def _spans(self) -> Iterator[_Span]:
         position = self._opening()
-        for index, (key, raw) in enumerate(self._members.items()):
+        for index, (name, raw) in enumerate(self._members.items()):
             start = _after(_COMMA, self.body, position) if index else position
             value = _after(_NAME, self.body, start)
-            position = value + memoryview(raw).nbytes
-            yield _Span(key.name, start, value, position)
+            position = value + len(raw)
+            yield _Span(str(name), start, value, position)
 
 
 Edit = Callable[[Payload], Mapping[str, Any]]
@@ -183,7 +186,7 @@ def _edited_list(raw: memoryview, edit: Edit, one: One) -> msgspec.Raw | None:
     for index, (new, old) in enumerate(zip(edited, items, strict=True)):
         start = _after(_COMMA if index else _OPEN_LIST, raw, reach)
         parts.keep(reach, start)
-        reach = start + memoryview(old).nbytes
+        reach = start + len(old)
         if new is None:
             parts.keep(start, reach)
         else:
@@ -242,7 +245,7 @@ class _Parts:
         self._reach = None
 
 
-def _decode(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
+def _decode(body: Buffer | memoryview) -> dict[_Name, msgspec.Raw]:
     try:
         if len(body) <= _DECODE_UP_TO:
             _value.decode(body)
@@ -257,16 +260,16 @@ def _decode(body: Buffer | memoryview) -> dict[_Key, msgspec.Raw]:
         raise InvalidJSON(f"The body is not valid JSON: {_reason(body, error)}.") from error
 
 
-def _members(body: Buffer | memoryview, one: One | None = None) -> dict[_Key, msgspec.Raw]:
+def _members(body: Buffer | memoryview, one: One | None = None) -> dict[_Name, msgspec.Raw]:
     if one is None and len(body) < _FEW_MEMBERS:
         return _few.decode(body)
     count = one or _at_most(_MOST_MEMBERS)
 
-    def key(_: type, name: str) -> _Key:
+    def counted(_: type, name: str) -> _Name:
         count()
-        return _Key(name)
+        return _Name(name)
 
-    return msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=key).decode(body)
+    return msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=counted).decode(body)
 
 
 def _reason(body: Buffer | memoryview, error: Exception) -> str:

@@ -13,7 +13,7 @@ from llamaxing.errors import SHOWN, NotRecorded
 from llamaxing.exchange import Exchange
 from llamaxing.logs import TEXTS, Seldom, log
 from llamaxing.outbox import Outbox, OutboxFailed, Undelivered
-from llamaxing.patience import Patience
+from llamaxing.patience import Waits
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Recorder:
         self._outboxes = outboxes
         self._audit_age = audit_age
         self._log = Seldom()
-        self._patient: list[Patience] = []
+        self._waits = Waits()
         # A copy that nobody reads is not made.
         self.copy_up_to = copy_up_to if outboxes or log.isEnabledFor(TEXTS) else 0
 
@@ -156,12 +156,12 @@ class Recorder:
                 self._log.error("the outbox fails, and sinks are tried directly: %r", error)
 
     async def _soon(self, asked: Awaitable[T]) -> T:
-        """Raises TimeoutError. Who has been patient before has a timer already."""
-        patience = self._patient.pop() if self._patient else Patience()
+        """Raises TimeoutError."""
+        patience = self._waits.take()
         try:
             return await patience.within(_KEPT_WITHIN, asked)
         finally:
-            self._patient.append(patience)
+            self._waits.leave(patience)
 
 
 def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:

@@ -68,11 +68,13 @@ class Asked(msgspec.Struct):
 
 
 class Answered(msgspec.Struct):
-    """What an upstream says: the head, and the stream of its body, which somebody has to close."""
+    """What an upstream says: the head, its names in lower case, and the stream of its body, which
+    somebody has to close. `body`: all of it, where that has come with the head."""
 
     status: int
     headers: Headers
     stream: httpx.AsyncByteStream
+    body: bytes | None = None
 
 
 class Door(Protocol):
@@ -109,7 +111,7 @@ class Upstreams(httpx.AsyncBaseTransport):
                     raise httpx.ReadError(str(error)) from error
                 fresh = True
             else:
-                return Answered(reply.status, reply.headers, reply)
+                return Answered(reply.status, reply.headers, reply, reply.whole())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeout: Mapping[str, float | None] = request.extensions.get("timeout", {})

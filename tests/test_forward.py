@@ -420,7 +420,8 @@ class Mocked(httpx.MockTransport):
         )
         response = await self.handle_async_request(request)
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        return Answered(response.status_code, response.headers.raw, response.stream)
+        head = [(name.lower(), value) for name, value in response.headers.raw]
+        return Answered(response.status_code, head, response.stream)
 
 
 async def forwarded(replies: Mapping[str, Sequence[httpx.Response]], naps: Naps) -> Answer:
