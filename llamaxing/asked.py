@@ -37,6 +37,8 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
     payload = Form(body, content_type) if media_type == _FORM else Payload(body)
     if isinstance(payload, Form):
         exchange.form = payload.summary
+    elif exchange.reply.most:
+        exchange.said = payload.value
     exchange.metadata = _metadata(payload)
     return payload
 

@@ -13,7 +13,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -30,7 +32,7 @@ _SLOW = 0.02
 _ASIDE = 60.0
 
 
-class _Job(NamedTuple, Generic[E]):
+class _Job(msgspec.Struct, Generic[E]):
     told: "asyncio.Future[None]"
     entry: E
     size: int
@@ -44,14 +46,20 @@ class Commits(Generic[E]):
         connect: Callable[[], sqlite3.Connection],
         add: Callable[[sqlite3.Connection, Sequence[E]], None],
         *,
+        added: Callable[[], None],
+        failed: Callable[[Exception], Exception],
         syncs: bool = False,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         """`connect` is called in the thread, for a connection that any thread may use and that
         begins no transaction by itself (`isolation_level=None`). `add` adds what comes together, in
-        one statement. `syncs`: each commit waits for the disk."""
+        one statement. `added` is called after each commit; `failed` makes of an error, sqlite3's or
+        what `add` and `do` raise, what those are told who wait. `syncs`: each commit waits for the
+        disk."""
         self._connect = connect
         self._add = add
+        self._added = added
+        self._failed = failed
         self._syncs = syncs
         self._timer = timer
         self._waiting: list[_Job[E]] = []
@@ -63,7 +71,7 @@ class Commits(Generic[E]):
         self._thread = ThreadPoolExecutor(1, "outbox")
 
     def add(self, entry: E, size: int) -> "asyncio.Future[None]":
-        """Done when it is committed; raises what `add` does, and sqlite3.Error. `size`: bytes."""
+        """Done when it is committed. `size`: bytes."""
         loop = asyncio.get_running_loop()
         told = loop.create_future()
         self._waiting.append(_Job(told, entry, size))
@@ -72,9 +80,12 @@ class Commits(Generic[E]):
         return told
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """In the thread. Raises what it raises, and sqlite3.Error."""
+        """In the thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._attempt, work)
+        try:
+            return await loop.run_in_executor(self._thread, self._attempt, work)
+        except Exception as error:
+            raise self._failed(error) from error
 
     async def aclose(self) -> None:
         """What has been asked before is still done."""
@@ -97,6 +108,7 @@ class Commits(Generic[E]):
                 if len(share) > 1:
                     self._next = self._timer() + _PACE
                 _tell(share, error)
+                self._added()
         finally:
             self._task = None
 

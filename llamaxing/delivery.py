@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from llamaxing.clock import Clock
+from llamaxing.exchange import SCHEMA
 from llamaxing.logs import Seldom, log
 from llamaxing.sinks import Partly, Record, Sink
 
@@ -117,7 +118,9 @@ def _as_record(id: str, text: bytes) -> Record | None:
 
 
 def _as_json(id: str, text: bytes) -> bytes | None:
-    return text if _named.decode(text).id == id else None
+    # What begins like ours is ours, and need not be read to its end.
+    ours = text.startswith(b'{"schema":%d,"id":"%b"' % (SCHEMA, id.encode()))
+    return text if ours or _named.decode(text).id == id else None
 
 
 async def _decoded(

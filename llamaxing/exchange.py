@@ -55,7 +55,8 @@ class Kept(msgspec.Struct):
 class Exchange(msgspec.Struct):
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
-    answered by. `form`: gives the fields of a request that is a form. `caller`: whose it is, the
+    answered by. `said`: what a request in JSON says, where that is known; `form`: gives the fields
+    of one that is a form. `caller`: whose it is, the
     identity or somebody who shares it; `credential`: what they showed, by its name. `redacted`: its
     texts are not recorded. `intent`: what the outbox gave for the record of a call that has yet to
     be answered; `recorded`: the one of its end is kept.
@@ -71,6 +72,7 @@ class Exchange(msgspec.Struct):
     caller: str | None = None
     credential: str | None = None
     request: Buffer = b""
+    said: Any = None
     form: Callable[[], Mapping[str, Any]] | None = None
     metadata: Mapping[str, Any] | None = None
     traceparent: str | None = None
@@ -131,7 +133,7 @@ class Exchange(msgspec.Struct):
             return self.form(), False
         most = self.reply.most
         if len(self.request) <= most:
-            return replies.json_or_text(self.request, most), False
+            return replies.json_or_text(self.request, most, self.said), False
         # Large for its images, mostly, of which little is left; to read all of it before they go
         # would cost many times its size.
         text = shortened(self.request, most)
@@ -176,7 +178,7 @@ def _iso(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1e6):06}+00:00"
+    return "%s.%06d+00:00" % (_second(whole), (seconds - whole) * 1e6)  # noqa: UP031  faster
 
 
 @functools.lru_cache(maxsize=64)

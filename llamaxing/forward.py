@@ -150,7 +150,7 @@ class Forwarder:
         began = time.monotonic()
         name = call.model.id
         attempt.status = None
-        patience = self._waits.take()
+        patience = self._waits.one()
         try:
             wait = min(deadline - began, limit)
             answering = self._answered(instance, call, attempt, deadline, patience)
@@ -173,8 +173,6 @@ class Forwarder:
             return Failure(UpstreamUnreachable(name))
         except httpx.TransportError:
             return Failure(UpstreamBadResponse(name, "something that is not HTTP"))
-        finally:
-            self._waits.leave(patience)
 
     async def _answered(
         self,

@@ -13,7 +13,9 @@ class Patience:
     more often than a limit is reached, so the timer that is there is looked at when it rings.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, left: "list[Patience] | None" = None) -> None:
+        """`left`: where it is left when a wait is over, for the next."""
+        self._left = left
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._rings = math.inf
@@ -35,6 +37,8 @@ class Patience:
             raise
         finally:
             self._waiting, self._over = None, False
+            if self._left is not None:
+                self._left.append(self)
 
     def move(self, seconds: float) -> None:
         """Within what is awaited: from now on it has so many."""
@@ -64,13 +68,10 @@ class Patience:
 
 
 class Waits:
-    """For many who wait: who has done so before has left a timer."""
+    """For many who wait once: who has done so before has left a timer."""
 
     def __init__(self) -> None:
         self._left: list[Patience] = []
 
-    def take(self) -> Patience:
-        return self._left.pop() if self._left else Patience()
-
-    def leave(self, patience: Patience) -> None:
-        self._left.append(patience)
+    def one(self) -> Patience:
+        return self._left.pop() if self._left else Patience(self._left)

@@ -66,7 +66,12 @@ class Payload:
     ) -> None:
         """`checked`: it is known to be JSON. `one` is called for each member."""
         self.body = body
-        self._members = _members(body, one) if checked else _decode(body)
+        self.value: Any = None
+        """What it says, where it has been decoded for being checked: it is not large."""
+        if checked:
+            self._members = _members(body, one)
+        else:
+            self.value, self._members = _decode(body)
         self._named = {str(name): raw for name, raw in self._members.items()}
         self._repeats = len(self._named) < len(self._members)
 
@@ -245,13 +250,14 @@ class _Parts:
         self._reach = None
 
 
-def _decode(body: Buffer | memoryview) -> dict[_Name, msgspec.Raw]:
+def _decode(body: Buffer | memoryview) -> tuple[Any, dict[_Name, msgspec.Raw]]:
     try:
+        value = None
         if len(body) <= _DECODE_UP_TO:
-            _value.decode(body)
+            value = _value.decode(body)
         else:
             _check_text(body)
-        return _members(body)
+        return value, _members(body)
     except msgspec.ValidationError as error:
         if "`object`" in str(error):
             raise InvalidType("The body has to be a JSON object.") from error

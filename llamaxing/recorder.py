@@ -25,7 +25,6 @@ _KEPT_WITHIN = 5.0
 _LOST = {"complete": False, "error": "worker_lost"}
 _IN_THE_LOG = re.compile(r"record for ([\w,]+): (\{.*\})\s*$")
 
-_encoder = msgspec.json.Encoder()
 
 
 class Recorder:
@@ -67,7 +66,7 @@ class Recorder:
         """Before anything is spent on it; raises `NotRecorded`. Nothing without an audit."""
         if self._audit_age is None or not self._keeps(exchange):
             return
-        body = _encoder.encode(exchange.record() | _LOST)
+        body = msgspec.json.encode(exchange.record() | _LOST)
         try:
             intending = self._outboxes[0].intend(exchange.id, body, self._audit_age)
             exchange.intent = await self._soon(intending)
@@ -155,13 +154,9 @@ class Recorder:
                     raise
                 self._log.error("the outbox fails, and sinks are tried directly: %r", error)
 
-    async def _soon(self, asked: Awaitable[T]) -> T:
+    def _soon(self, asked: Awaitable[T]) -> Awaitable[T]:
         """Raises TimeoutError."""
-        patience = self._waits.take()
-        try:
-            return await patience.within(_KEPT_WITHIN, asked)
-        finally:
-            self._waits.leave(patience)
+        return self._waits.one().within(_KEPT_WITHIN, asked)
 
 
 def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
@@ -174,7 +169,7 @@ def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, 
 
 async def _encoded(exchange: Exchange) -> bytes:
     if exchange.reply.size + len(exchange.request) < _MERGED_ON_THE_LOOP:
-        return _encoder.encode(exchange.record())
+        return msgspec.json.encode(exchange.record())
     return await asyncio.to_thread(lambda: msgspec.json.encode(exchange.record()))
 
 

@@ -61,12 +61,12 @@ def _stream(body: bytes, most: int) -> Any:
         return trimmed_text(str(body[:most], "utf-8", "replace"))
 
 
-def json_or_text(body: Buffer, most: int) -> Any:
-    """None for an empty one."""
+def json_or_text(body: Buffer, most: int, said: Any = None) -> Any:
+    """None for an empty one. `said`: what it says, where that is known."""
     if not len(body):
         return None
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(body) if said is None else said
         if len(body) < _SMALL and not needs_trimming(bytes(body)):
             return value
         return trimmed(value)

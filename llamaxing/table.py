@@ -4,11 +4,14 @@ What is done often is one statement of one step, however many records it is abou
 up Python's lock, and a busy event loop gives it back only after milliseconds.
 """
 
+import io
 import math
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
+
+import msgspec
 
 # Times are milliseconds since 1970. A row has the records of one commit, so that what moves them on
 # costs once for all. Who takes rows marks them with a number of its own, and by that knows them
@@ -86,7 +89,7 @@ Taken = tuple[str, int, int]
 """By what the rows are known that somebody has: the sink, until when, and the taker's number."""
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True):
     """A record to add: its `line`. `id`: it replaces what has this one, or may be replaced."""
 
     line: bytes
@@ -158,7 +161,9 @@ def take(
             return {}
         _split(connection, sink, now)
     [lines] = connection.execute(_LINES.format(where=_TAKEN), taken).fetchone()
-    pairs = (line.split(b" ", 1) for line in lines.split(b"\n")) if lines else ()
+    # As a file they are cut several times faster than by `split`.
+    each = io.BytesIO(lines or b"")
+    pairs = (line.rstrip(b"\n").split(b" ", 1) for line in each)
     return {id.decode(): record for id, record in pairs}
 
 

@@ -50,7 +50,9 @@ def needs_trimming(document: bytes) -> bool:
     return (
         # One byte is found many times faster than several.
         (b";" in document and b";base64," in document)
-        or document.count(b"{") + document.count(b"[") > _DEEPEST
+        # To take them away is several times faster than to count them.
+        or 2 * len(document) - len(document.replace(b"{", b"")) - len(document.replace(b"[", b""))
+        > _DEEPEST
         or _NAMED.search(document) is not None
     )
 

@@ -26,7 +26,14 @@ class Numbers:
         self._call = asyncio.get_running_loop().call_soon_threadsafe
 
     def commits(self, *, syncs: bool = False) -> Commits[int]:
-        return Commits(self._connect, self._add, syncs=syncs, timer=lambda: self.time)
+        return Commits(
+            self._connect,
+            self._add,
+            added=lambda: None,
+            failed=lambda error: error,
+            syncs=syncs,
+            timer=lambda: self.time,
+        )
 
     def there(self) -> list[int]:
         connection = self._connect()

@@ -63,7 +63,7 @@ class Outbox(Protocol):
     def start(self) -> None:
         """Begins to deliver, what an earlier process has left as well."""
 
-    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+    def put(self, id: str, record: bytes, intent: Any = None) -> Awaitable[None]:
         """Takes a record, in JSON, for every sink; returns when it is kept.
 
         It replaces what `intend` has put under this id, if that gave `intent`.

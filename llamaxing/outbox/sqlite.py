@@ -7,9 +7,9 @@ import os
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -20,8 +20,6 @@ from llamaxing.hosting import is_azure
 from llamaxing.outbox import OutboxFailed, Trigger, Waiting
 from llamaxing.plugins import Surroundings
 from llamaxing.table import Entry
-
-T = TypeVar("T")
 
 # Seconds that a process waits for the others' commits.
 _BUSY = 5.0
@@ -60,7 +58,11 @@ class SQLiteOutbox:
         self._clock = surroundings.clock
         self._deliveries = deliveries
         self._commits = Commits(
-            self._connect, self._insert, syncs=options.outbox_synchronous == "full"
+            self._connect,
+            self._insert,
+            added=self._wake,
+            failed=self._failed,
+            syncs=options.outbox_synchronous == "full",
         )
         # No sink gets more at once than it takes.
         self._together = min((it.batch for it in deliveries.values()), default=1)
@@ -68,22 +70,20 @@ class SQLiteOutbox:
         self._feeds: list[Feed] = []
 
     async def open(self) -> None:
-        await self._do(_nothing)
+        await self._commits.do(_nothing)
 
     def start(self) -> None:
         self._feeds = [Feed(self, it, self._clock) for it in self._deliveries.values()]
 
-    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+    def put(self, id: str, record: bytes, intent: Any = None) -> Awaitable[None]:
         now = self._now()
         entry = Entry(table.line(id, record), now, now, id if intent else None)
-        await self._told(self._commits.add(entry, len(entry.line)))
-        for feed in self._feeds:
-            feed.wake()
+        return self._commits.add(entry, len(entry.line))
 
     async def intend(self, id: str, record: bytes, age: float) -> Any:
         now = self._now()
         entry = Entry(table.line(id, record), now, now + int(age * 1000), id)
-        await self._told(self._commits.add(entry, len(entry.line)))
+        await self._commits.add(entry, len(entry.line))
         return True
 
     async def status(self) -> Mapping[str, Waiting]:
@@ -97,14 +97,14 @@ class SQLiteOutbox:
                 found[sink] = Waiting(waiting, table.poison(connection, sink), oldest)
             return found
 
-        return await self._do(work)
+        return await self._commits.do(work)
 
     async def replay(self, sink: str) -> int:
         now = self._now()
-        return await self._do(lambda it: table.replay(it, sink, now))
+        return await self._commits.do(lambda it: table.replay(it, sink, now))
 
     async def purge(self, sink: str, *, poison: bool) -> int:
-        return await self._do(lambda it: table.purge(it, sink, poison=poison))
+        return await self._commits.do(lambda it: table.purge(it, sink, poison=poison))
 
     async def aclose(self, within: float) -> None:
         await asyncio.gather(*(feed.aclose(within) for feed in self._feeds))
@@ -121,7 +121,7 @@ class SQLiteOutbox:
             due = table.next_due(connection, sink)
             return Batch(records, taken, more=due <= now, next_due=due / 1000)
 
-        return await self._do(work)
+        return await self._commits.do(work)
 
     async def settle(
         self,
@@ -131,26 +131,24 @@ class SQLiteOutbox:
         due: float = 0,
     ) -> None:
         until = int(due * 1000)
-        await self._do(lambda it: table.settle(it, batch.taken, refused, later, until))
+        await self._commits.do(lambda it: table.settle(it, batch.taken, refused, later, until))
 
     async def give_back(self, batch: Batch, due: float) -> None:
         until = int(due * 1000)
-        await self._do(lambda it: table.give_back(it, batch.taken, until))
+        await self._commits.do(lambda it: table.give_back(it, batch.taken, until))
 
     def _now(self) -> int:
         return int(self._clock.now() * 1000)
 
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._told(self._commits.do(work))
+    def _wake(self) -> None:
+        for feed in self._feeds:
+            feed.wake()
 
-    async def _told(self, asked: Awaitable[T]) -> T:
-        try:
-            return await asked
-        except OutboxFailed:
-            raise
-        except (sqlite3.Error, OSError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise OutboxFailed(f"{self._path}: {why}") from error
+    def _failed(self, error: Exception) -> Exception:
+        if isinstance(error, OutboxFailed) or not isinstance(error, sqlite3.Error | OSError):
+            return error
+        why = error.strerror if isinstance(error, OSError) else error
+        return OutboxFailed(f"{self._path}: {why}")
 
     def _connect(self) -> sqlite3.Connection:
         # It holds prompts: nobody else may read it, nor the files that SQLite makes beside it. One

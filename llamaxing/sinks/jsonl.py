@@ -34,7 +34,7 @@ class JsonLines:
 
     def _append(self, records: Sequence[bytes]) -> None:
         # Of another's hand a record may have several lines: in JSON their ends are white space.
-        lines = b"".join([record.replace(b"\n", b" ") + b"\n" for record in records])
+        lines = b"\n".join([*(record.replace(b"\n", b" ") for record in records), b""])
         # One write in append mode: lines of several processes do not mix.
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
