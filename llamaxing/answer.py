@@ -221,9 +221,9 @@ def last_word(failures: Sequence[Failure], waits: Sequence[float] = ()) -> Answe
     if last.answer is None or (throttled and last.answer.media_type != "application/json"):
         last.error.headers = {**last.error.headers, **hint}
         raise last.error
-    last.answer.headers = [
-        (k, v) for k, v in last.answer.headers if k.decode() not in hint
-    ] + [(name.encode(), value.encode()) for name, value in hint.items()]
+    last.answer.headers = [(k, v) for k, v in last.answer.headers if k.decode() not in hint] + [
+        (name.encode(), value.encode()) for name, value in hint.items()
+    ]
     return last.answer
 
 

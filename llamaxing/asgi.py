@@ -237,7 +237,8 @@ class _Caller:
 
 
 def _texts(raw: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    texts = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw]
+    # A server gives names in lower case.
+    texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in raw]
     found = dict(texts)
     if len(found) == len(texts):
         return found

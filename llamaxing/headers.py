@@ -47,15 +47,11 @@ def upwards(callers: Mapping[str, str]) -> dict[str, str]:
 def downwards(upstreams: Headers) -> Headers:
     """The upstream's headers that the caller gets, by their names in lower case; its request id
     under another."""
-    going: Headers = []
-    named = b""
-    for upstreams_name, value in upstreams:
-        name = _below(upstreams_name)
-        if name == _CONNECTION:
-            named += b"," + value.lower()
-        elif name:
-            going.append((name, value))
-    return [it for it in going if it[0] not in named] if named else going
+    going = [(name, value) for theirs, value in upstreams if (name := _below(theirs))]
+    if _CONNECTION not in dict(going):
+        return going
+    named = b",".join([value.lower() for name, value in going if name == _CONNECTION])
+    return [it for it in going if it[0] != _CONNECTION and it[0] not in named]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -26,7 +26,6 @@ _LOST = {"complete": False, "error": "worker_lost"}
 _IN_THE_LOG = re.compile(r"record for ([\w,]+): (\{.*\})\s*$")
 
 
-
 class Recorder:
     """Has each exchange kept inside the invocation, and tells a caller nothing of what fails there;
     but where an audit asks for every record, nobody is given a reply that is not recorded."""
