@@ -1,16 +1,18 @@
 """An SQLite database beside an event loop: what is added at one time shares a commit.
 
-A commit that does not wait for the disk takes some dozens of microseconds. To have a thread do it
-costs several times that: each step of a statement gives up Python's lock, and a busy loop gives it
-back only after milliseconds. So the loop commits by itself what is small, for as long as that is
-quick. It waits neither for a lock on the file nor for a checkpoint: whatever may take longer is the
-thread's.
+It is made only then, one after the other: by itself, in the middle of a call, each would take half
+as long again. And a commit that does not wait for the disk takes some dozens of microseconds. To
+have a thread do it costs several times that: each step of a statement gives up Python's lock, and a
+busy loop gives it back only after milliseconds. So the loop commits by itself what is small, for as
+long as that is quick. It waits neither for a lock on the file nor for a checkpoint: whatever may
+take longer is the thread's.
 """
 
 import asyncio
 import contextlib
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -22,10 +24,11 @@ E = TypeVar("E")
 
 # Seconds between two commits, where several have shared one: what comes in between shares the next.
 _PACE = 0.002
-# How much may share a commit.
-_SHARE = 500
+# How much shares a commit: so many, or bytes.
+_SHARE = 100
+_FULL = 128 * 1024
 # Bytes that the loop commits by itself: at once, and until the thread does it with a checkpoint.
-_SMALL = 128 * 1024
+_SMALL = 2 * _FULL
 _UNCHECKED = 16 * 1024 * 1024
 # Seconds of a commit that other calls notice; and for how long the thread then does them all.
 _SLOW = 0.02
@@ -34,8 +37,8 @@ _ASIDE = 60.0
 
 class _Job(msgspec.Struct, Generic[E]):
     told: "asyncio.Future[None]"
-    entry: E
-    size: int
+    make: Callable[[], E]
+    entry: E | None = None
 
 
 class Commits(Generic[E]):
@@ -45,6 +48,7 @@ class Commits(Generic[E]):
         self,
         connect: Callable[[], sqlite3.Connection],
         add: Callable[[sqlite3.Connection, Sequence[E]], None],
+        size: Callable[[E], int],
         *,
         added: Callable[[], None],
         failed: Callable[[Exception], Exception],
@@ -53,16 +57,16 @@ class Commits(Generic[E]):
     ) -> None:
         """`connect` is called in the thread, for a connection that any thread may use and that
         begins no transaction by itself (`isolation_level=None`). `add` adds what comes together, in
-        one statement. `added` is called after each commit; `failed` makes of an error, sqlite3's or
-        what `add` and `do` raise, what those are told who wait. `syncs`: each commit waits for the
-        disk."""
+        one statement; `size` gives its bytes. `added` is called after each commit. `failed` makes
+        of an error what those are told who wait. `syncs`: each commit waits for the disk."""
         self._connect = connect
         self._add = add
+        self._size = size
         self._added = added
         self._failed = failed
         self._syncs = syncs
         self._timer = timer
-        self._waiting: list[_Job[E]] = []
+        self._waiting: deque[_Job[E]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._next = self._aside_until = 0.0
         self._unchecked = 0
@@ -70,11 +74,11 @@ class Commits(Generic[E]):
         self._there: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, "outbox")
 
-    def add(self, entry: E, size: int) -> "asyncio.Future[None]":
-        """Done when it is committed. `size`: bytes."""
+    def add(self, make: Callable[[], E]) -> "asyncio.Future[None]":
+        """Done when what this makes is committed."""
         loop = asyncio.get_running_loop()
         told = loop.create_future()
-        self._waiting.append(_Job(told, entry, size))
+        self._waiting.append(_Job(told, make))
         if self._task is None:
             self._task = loop.create_task(self._commit())
         return told
@@ -103,8 +107,11 @@ class Commits(Generic[E]):
             while self._waiting:
                 if (pause := self._next - self._timer()) > 0:
                     await asyncio.sleep(pause)
-                share, self._waiting = self._waiting[:_SHARE], self._waiting[_SHARE:]
-                error = None if self._committed(share) else await self._committed_aside(share)
+                share, size = self._made()
+                if not share:
+                    continue
+                quick = self._committed(share, size)
+                error = None if quick else await self._committed_aside(share)
                 if len(share) > 1:
                     self._next = self._timer() + _PACE
                 _tell(share, error)
@@ -112,9 +119,26 @@ class Commits(Generic[E]):
         finally:
             self._task = None
 
-    def _committed(self, share: Sequence[_Job[E]]) -> bool:
+    def _made(self) -> tuple[Sequence[_Job[E]], int]:
+        """What is committed next, and how many bytes that is."""
+        share: list[_Job[E]] = []
+        size = 0
+        while self._waiting and len(share) < _SHARE and size < _FULL:
+            job = self._waiting.popleft()
+            # Who has waited for too long has gone another way.
+            if job.told.done():
+                continue
+            try:
+                job.entry = entry = job.make()
+            except Exception as error:  # noqa: BLE001  whatever it is, who waits for it is told
+                job.told.set_exception(error)
+            else:
+                share.append(job)
+                size += self._size(entry)
+        return share, size
+
+    def _committed(self, share: Sequence[_Job[E]], size: int) -> bool:
         """Whether the loop could do it. Where it fails, the thread has the last word."""
-        size = sum(job.size for job in share)
         self._unchecked += size
         began = self._timer()
         quick = began >= self._aside_until and size <= _SMALL and self._unchecked <= _UNCHECKED
@@ -140,8 +164,7 @@ class Commits(Generic[E]):
         return None
 
     def _add_wanted(self, connection: sqlite3.Connection, share: Sequence[_Job[E]]) -> None:
-        # Who has waited for too long has gone another way.
-        if entries := [job.entry for job in share if not job.told.done()]:
+        if entries := [it.entry for it in share if it.entry is not None and not it.told.done()]:
             self._add(connection, entries)
 
     # In the thread

@@ -94,6 +94,10 @@ class Exchange(msgspec.Struct):
     def instance(self) -> str | None:
         return self.attempts[-1].instance if self.attempts else None
 
+    def __bytes__(self) -> bytes:
+        """Its record, in JSON."""
+        return msgspec.json.encode(self.record())
+
     def record(self) -> dict[str, Any]:
         """What sinks are given: plain JSON values, no credential among them."""
         request, request_cut = self._request()

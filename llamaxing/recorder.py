@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, SupportsBytes, TypeVar
 
 import msgspec
 
@@ -17,8 +17,8 @@ from llamaxing.patience import Waits
 
 T = TypeVar("T")
 
-# Bytes of a call that are made into a record before other calls have waited noticeably.
-_MERGED_ON_THE_LOOP = 64 * 1024
+# Bytes of a call that are written into a record before other calls have waited noticeably.
+_WRITTEN_ON_THE_LOOP = 64 * 1024
 # Seconds that a call waits for its record to be kept.
 _KEPT_WITHIN = 5.0
 # How an exchange has ended whose process ended before it.
@@ -97,7 +97,7 @@ class Recorder:
         try:
             await self._keep(exchange)
         except Undelivered as error:
-            _log_record(error.sinks, await _encoded(exchange))
+            _log_record(error.sinks, await asyncio.to_thread(bytes, exchange))
         except Exception:
             log.exception("exchange %s is not recorded", exchange.id)
 
@@ -143,10 +143,12 @@ class Recorder:
         if exchange.intent is not None and time.time() - exchange.started > (self._audit_age or 0):
             # No later record changes what has been delivered.
             raise OutboxFailed("it is older than audit_max_age, and counts as lost")
-        body = await _encoded(exchange)
+        record: SupportsBytes = exchange
+        if exchange.reply.size + len(exchange.request) > _WRITTEN_ON_THE_LOOP:
+            record = await asyncio.to_thread(bytes, exchange)
         for outbox in self._outboxes:
             try:
-                await self._soon(outbox.put(exchange.id, body, exchange.intent))
+                await self._soon(outbox.put(exchange.id, record, exchange.intent))
                 return
             except (OutboxFailed, TimeoutError) as error:
                 if outbox is self._outboxes[-1]:
@@ -164,12 +166,6 @@ def in_the_log(lines: Iterable[str]) -> Iterator[tuple[Sequence[str], dict[str, 
     for line in lines:
         if found := _IN_THE_LOG.search(line):
             yield found[1].split(","), json.loads(found[2])
-
-
-async def _encoded(exchange: Exchange) -> bytes:
-    if exchange.reply.size + len(exchange.request) < _MERGED_ON_THE_LOOP:
-        return msgspec.json.encode(exchange.record())
-    return await asyncio.to_thread(lambda: msgspec.json.encode(exchange.record()))
 
 
 def _log_record(sinks: Sequence[str], body: bytes) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsBytes
 
 import pytest
 
@@ -36,12 +36,12 @@ class Gate:
         self.fails = fails
         self.kept: list[Any] = []
 
-    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+    async def put(self, id: str, record: SupportsBytes, intent: Any = None) -> None:
         self.asked.set()
         await self.opened.wait()
         if self.fails:
             raise OutboxFailed("it is full")
-        self.kept.append(json.loads(record))
+        self.kept.append(json.loads(bytes(record)))
 
 
 async def body(pieces: Sequence[bytes], exchange: Exchange) -> AsyncIterator[bytes]:

@@ -5,6 +5,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ class Numbers:
         self.fails: Callable[[bool], bool] = lambda by_loop: False
         self.time = 0.0
         self.takes = 0.0
+        self.size = 100
         self.thread_is_at_it = asyncio.Event()
         self._loop = threading.get_ident()
         self._call = asyncio.get_running_loop().call_soon_threadsafe
@@ -29,6 +31,7 @@ class Numbers:
         return Commits(
             self._connect,
             self._add,
+            lambda number: self.size,
             added=lambda: None,
             failed=lambda error: error,
             syncs=syncs,
@@ -75,9 +78,35 @@ async def opened(commits: Commits[int]) -> Commits[int]:
 async def test_the_loop_commits_what_is_small(numbers: Numbers) -> None:
     commits = await opened(numbers.commits())
 
-    await asyncio.gather(*(commits.add(number, 100) for number in range(10)))
+    await asyncio.gather(*(commits.add(partial(int, number)) for number in range(10)))
 
     assert numbers.by_loop == [True]
+    assert numbers.there() == list(range(10))
+    await commits.aclose()
+
+
+async def test_what_cannot_be_made_takes_nothing_along(numbers: Numbers) -> None:
+    def broken() -> int:
+        raise ValueError("no number")
+
+    commits = await opened(numbers.commits())
+
+    first, second, third = (commits.add(it) for it in (lambda: 1, broken, lambda: 3))
+    await asyncio.gather(first, third)
+
+    with pytest.raises(ValueError, match="no number"):
+        await second
+    assert numbers.there() == [1, 3]
+    await commits.aclose()
+
+
+async def test_a_commit_is_full_and_the_next_has_the_rest(numbers: Numbers) -> None:
+    commits = await opened(numbers.commits())
+    numbers.size = 50_000
+
+    await asyncio.gather(*(commits.add(partial(int, number)) for number in range(10)))
+
+    assert numbers.by_loop == [True] * 4
     assert numbers.there() == list(range(10))
     await commits.aclose()
 
@@ -86,8 +115,10 @@ async def test_what_is_large_or_waits_for_the_disk_is_the_threads(numbers: Numbe
     commits = await opened(numbers.commits())
     syncing = await opened(numbers.commits(syncs=True))
 
-    await commits.add(1, 10**6)
-    await syncing.add(2, 100)
+    numbers.size = 10**6
+    await commits.add(lambda: 1)
+    numbers.size = 100
+    await syncing.add(lambda: 2)
 
     assert numbers.by_loop == [False, False]
     assert numbers.there() == [1, 2]
@@ -102,9 +133,9 @@ async def test_a_loop_that_has_lost_time_with_a_commit_leaves_the_next_to_the_th
     numbers.takes = 0.1
 
     for number in range(3):
-        await commits.add(number, 100)
+        await commits.add(partial(int, number))
     numbers.time += 60
-    await commits.add(3, 100)
+    await commits.add(lambda: 3)
 
     assert numbers.by_loop == [True, False, False, True]
     assert numbers.there() == [0, 1, 2, 3]
@@ -116,7 +147,7 @@ async def test_the_loop_runs_on_while_another_program_has_the_file(numbers: Numb
     other = sqlite3.connect(numbers.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 
-    adding = commits.add(1, 100)
+    adding = commits.add(lambda: 1)
     await numbers.thread_is_at_it.wait()
     assert not adding.done()
     other.execute("ROLLBACK")
@@ -137,12 +168,12 @@ async def test_where_the_loop_fails_the_thread_has_the_last_word(
 
     if both:
         with pytest.raises(OSError, match="the disk is full"):
-            await commits.add(1, 100)
+            await commits.add(lambda: 1)
     else:
-        await commits.add(1, 100)
+        await commits.add(lambda: 1)
     numbers.fails = lambda _: False
-    await commits.add(2, 100)
-    await commits.add(3, 100)
+    await commits.add(lambda: 2)
+    await commits.add(lambda: 3)
 
     assert numbers.there() == ([2, 3] if both else [1, 2, 3])
     assert numbers.by_loop[-1]
@@ -151,7 +182,7 @@ async def test_where_the_loop_fails_the_thread_has_the_last_word(
 
 async def test_who_is_not_there_any_more_has_nothing_added(numbers: Numbers) -> None:
     commits = await opened(numbers.commits())
-    gone, stays = (commits.add(number, 100) for number in (1, 2))
+    gone, stays = (commits.add(partial(int, number)) for number in (1, 2))
     gone.cancel()
     await stays
 
@@ -161,7 +192,7 @@ async def test_who_is_not_there_any_more_has_nothing_added(numbers: Numbers) -> 
 
 async def test_what_has_been_asked_before_it_closes_is_still_done(numbers: Numbers) -> None:
     commits = numbers.commits()
-    adding = [commits.add(number, 100) for number in range(5)]
+    adding = [commits.add(partial(int, number)) for number in range(5)]
 
     await commits.aclose()
 
@@ -174,13 +205,13 @@ async def test_one_that_is_closed_leaves_no_thread_and_still_takes_what_comes_la
 ) -> None:
     before = set(threading.enumerate())
     commits = await opened(numbers.commits())
-    await commits.add(1, 100)
+    await commits.add(lambda: 1)
     threads = [it for it in set(threading.enumerate()) - before if it.name.startswith("outbox")]
 
     await commits.aclose()
     for thread in threads:
         await asyncio.to_thread(thread.join, 5)
-    await commits.add(2, 100)
+    await commits.add(lambda: 2)
 
     assert not any(thread.is_alive() for thread in threads)
     assert numbers.there() == [1, 2]

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsBytes
 
 import httpx
 import pytest
@@ -49,12 +49,12 @@ class Failing(Memory):
 
 
 class Full(NoOutbox):
-    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+    async def put(self, id: str, record: SupportsBytes, intent: Any = None) -> None:
         raise OutboxFailed("it is full")
 
 
 class Stuck(NoOutbox):
-    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+    async def put(self, id: str, record: SupportsBytes, intent: Any = None) -> None:
         await asyncio.Event().wait()
 
 

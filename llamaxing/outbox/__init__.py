@@ -6,7 +6,7 @@ their names. It neither blocks nor connects, and raises ValueError for options t
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsBytes
 
 import msgspec
 
@@ -63,8 +63,9 @@ class Outbox(Protocol):
     def start(self) -> None:
         """Begins to deliver, what an earlier process has left as well."""
 
-    def put(self, id: str, record: bytes, intent: Any = None) -> Awaitable[None]:
-        """Takes a record, in JSON, for every sink; returns when it is kept.
+    def put(self, id: str, record: SupportsBytes, intent: Any = None) -> Awaitable[None]:
+        """Takes a record for every sink; returns when it is kept. It is written, in JSON, when its
+        bytes are asked for.
 
         It replaces what `intend` has put under this id, if that gave `intent`.
         """

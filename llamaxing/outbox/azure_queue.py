@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, SupportsBytes, TypeVar
 
 import msgspec
 from pydantic import BaseModel, Field, field_validator
@@ -90,8 +90,9 @@ class AzureQueueOutbox:
     def start(self) -> None:
         return None
 
-    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
-        await self._all(lambda sink: self._put(sink, id, record, intent or {}))
+    async def put(self, id: str, record: SupportsBytes, intent: Any = None) -> None:
+        text = bytes(record)
+        await self._all(lambda sink: self._put(sink, id, text, intent or {}))
 
     async def intend(self, id: str, record: bytes, age: float) -> Any:
         return await self._all(lambda sink: self._intend(sink, id, record, age))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsBytes
 
 from pydantic import BaseModel
 
@@ -31,10 +31,11 @@ class NoOutbox:
     def start(self) -> None:
         return None
 
-    async def put(self, id: str, record: bytes, intent: Any = None) -> None:
+    async def put(self, id: str, record: SupportsBytes, intent: Any = None) -> None:
         """Raises `Undelivered`."""
+        text = bytes(record)
         found = await asyncio.gather(
-            *(self._delivered(it, id, record) for it in self._deliveries.values())
+            *(self._delivered(it, id, text) for it in self._deliveries.values())
         )
         missing = [name for name, good in zip(self._deliveries, found, strict=True) if not good]
         if missing:

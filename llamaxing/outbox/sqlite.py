@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsBytes
 
 from pydantic import BaseModel, Field
 
@@ -60,6 +60,7 @@ class SQLiteOutbox:
         self._commits = Commits(
             self._connect,
             self._insert,
+            lambda entry: len(entry.line),
             added=self._wake,
             failed=self._failed,
             syncs=options.outbox_synchronous == "full",
@@ -75,15 +76,15 @@ class SQLiteOutbox:
     def start(self) -> None:
         self._feeds = [Feed(self, it, self._clock) for it in self._deliveries.values()]
 
-    def put(self, id: str, record: bytes, intent: Any = None) -> Awaitable[None]:
+    def put(self, id: str, record: SupportsBytes, intent: Any = None) -> Awaitable[None]:
         now = self._now()
-        entry = Entry(table.line(id, record), now, now, id if intent else None)
-        return self._commits.add(entry, len(entry.line))
+        replaced = id if intent else None
+        return self._commits.add(lambda: Entry(table.line(id, bytes(record)), now, now, replaced))
 
     async def intend(self, id: str, record: bytes, age: float) -> Any:
         now = self._now()
-        entry = Entry(table.line(id, record), now, now + int(age * 1000), id)
-        await self._commits.add(entry, len(entry.line))
+        due = now + int(age * 1000)
+        await self._commits.add(lambda: Entry(table.line(id, record), now, due, id))
         return True
 
     async def status(self) -> Mapping[str, Waiting]:
