@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.gateways import PATH, Gateway, Route
@@ -64,12 +64,16 @@ def _gateway(rig: Rig, name: str, headers: Mapping[str, str], **settings: str) -
         MODELS_SOURCE="file:models.json",
         SSL_CERT_FILE=str(rig.authority),
     )
-    python = PYTHON if PYTHON.exists() else sys.executable
-    command = [str(python), "-m", "llamaxing", "serve", "--port", str(port)]
+    started = command("-m", "llamaxing", "serve", "--port", str(port))
     plain, tls = (
         Route(f"http://127.0.0.1:{port}{PATH}", headers, model) for model in ("plain", "tls")
     )
-    return Gateway(name, folder, plain, tls, command, environ, uncompiled=rig.uncompiled)
+    return Gateway(name, folder, plain, tls, started, environ, uncompiled=rig.uncompiled)
+
+
+def command(*arguments: str) -> Sequence[str]:
+    """Of the Python that it is measured in."""
+    return [str(PYTHON if PYTHON.exists() else sys.executable), *arguments]
 
 
 def configure(folder: Path, upstreams: Mapping[str, str]) -> None:

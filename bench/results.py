@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench import peers
+from bench import ours, peers
 from bench.process import CORES
 from bench.rig import PROJECT
 
@@ -61,7 +61,7 @@ def here() -> dict[str, str]:
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if changed else ""),
         "cpu": _cpu(),
         "cores": str(len(CORES)),
-        "python": platform.python_version(),
+        "python": _python(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "load": f"{os.getloadavg()[0]:.1f}",
         "beside": f"nginx {_nginx()}, LiteLLM {_pinned('litellm')}, Portkey {_pinned('npm')}",
@@ -71,6 +71,12 @@ def here() -> dict[str, str]:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def _python() -> str:
+    """Of this gateway."""
+    told = subprocess.run(ours.command("-V"), capture_output=True, text=True, check=True)
+    return told.stdout.split()[1]
 
 
 def _nginx() -> str:
