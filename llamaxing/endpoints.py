@@ -18,8 +18,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     `stream_usage`: whether its streams count their tokens when `stream_options` asks for it.
     `keeps`: whether upstream keeps what it makes: `always`, or when the request says `store`.
     `query`: the parameters of the URL that go along. `last`: the types of the events that end its
-    streams, beside `[DONE]`. `names_model`, by path and body: whether a request says which model it
-    is for; otherwise the id in its path does.
+    streams, beside `[DONE]`.
     """
 
     name: str
@@ -32,12 +31,6 @@ class Endpoint(msgspec.Struct, frozen=True):
     keeps: Literal["always", "if_stored", "never"] = "never"
     query: frozenset[str] = frozenset()
     last: frozenset[bytes] = frozenset()
-    names_model: bool = False
-
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(
-            self, "names_model", "{id}" not in self.path and self.body != "none"
-        )
 
     def at(self, id: str) -> str:
         """Its path, with this id in it."""
@@ -51,6 +44,11 @@ class Endpoint(msgspec.Struct, frozen=True):
         return urlencode(
             [it for it in pairs if it[0] in self.query or it[0].partition("[")[0] in self.query]
         )
+
+    @property
+    def names_model(self) -> bool:
+        """Whether a request says which model it is for; otherwise the id in its path does."""
+        return "{id}" not in self.path and self.body != "none"
 
 
 class Match(NamedTuple):

@@ -56,10 +56,10 @@ class Exchange(msgspec.Struct):
     """`id` is ours and unique, `request_id` what the caller calls it. Times are seconds since 1970
     (UTC). `complete`: the caller was given the whole reply. `configuration`: the version it was
     answered by. `said`: what a request in JSON says, where that is known; `form`: gives the fields
-    of one that is a form. `caller`: whose it is, the
-    identity or somebody who shares it; `credential`: what they showed, by its name. `redacted`: its
-    texts are not recorded. `intent`: what the outbox gave for the record of a call that has yet to
-    be answered; `recorded`: the one of its end is kept.
+    of one that is a form. `caller`: whose it is, the identity or somebody who shares it;
+    `credential`: what they showed, by its name. `redacted`: its texts are not recorded. `intent`:
+    what the outbox gave for the record of a call that has yet to be answered; `recorded`: the one
+    of its end is kept. Its bytes are its record.
     """
 
     endpoint: Endpoint

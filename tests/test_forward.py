@@ -383,6 +383,22 @@ async def test_every_provider_serves_a_whole_call_plain_and_streamed(
     assert streamed.content == chunk("Hi") + DONE
 
 
+async def test_one_that_refuses_to_count_and_is_then_silent_is_left_for_another(
+    upstream: Upstream, serve: Serve
+) -> None:
+    upstream.replies("i1", 400, b'{"error": {"message": "stream_options"}}').fails("i1", "silent")
+    upstream.streams("i2", [chunk("Hel"), DONE])
+    first, second = openai(upstream, "i1"), openai(upstream, "i2", priority=1)
+    gateway = await serve([model(first, second)], UPSTREAM_FIRST_HEADER_TIMEOUT="0.2")
+
+    reply = await gateway.post(PATHS[0], json={**CHAT, "stream": True})
+
+    assert reply.content == chunk("Hel") + DONE
+    assert upstream.asked == ["i1", "i1", "i2"]
+    [record] = await gateway.recorded()
+    assert [it["status"] for it in record["attempts"]] == [None, 200]
+
+
 async def test_every_instance_gets_its_share(upstream: Upstream, serve: Serve) -> None:
     gateway = await serve([model(openai(upstream, "i1"), azure(upstream, "a1"))])
 

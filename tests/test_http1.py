@@ -282,6 +282,27 @@ async def head_of(door: Upstreams, url: str, method: str = "GET") -> Answered:
     return answered
 
 
+async def test_a_body_that_has_come_with_its_head_is_there_at_once(
+    wire: Serve, upstreams: Upstreams
+) -> None:
+    rest = asyncio.Event()
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK[:-1])
+        await rest.wait()
+        writer.write(OK[-1:])
+
+    asked = [
+        await upstreams.send(Asked("GET", (await wire(talk)).url, {}, Content([]), 5))
+        for talk in (writes(OK), slowly)
+    ]
+    rest.set()
+
+    assert [it.body for it in asked] == [b"ok", None]
+    assert [b"".join([piece async for piece in it.stream]) for it in asked] == [b"ok"] * 2
+
+
 async def test_trailers_are_no_headers(wire: Serve, upstreams: Upstreams) -> None:
     server = await wire(writes(CHUNKED + b"2\r\nok\r\n0\r\nretry-after: 1\r\n\r\n"))
 

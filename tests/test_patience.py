@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from llamaxing.patience import Patience
+from llamaxing.patience import Patience, Waits
 
 
 async def test_what_comes_in_time_is_given() -> None:
@@ -67,3 +67,42 @@ async def test_for_ever_needs_no_timer() -> None:
     patience = Patience()
 
     assert await patience.within(float("inf"), asyncio.sleep(0, "there")) == "there"
+
+
+@pytest.mark.parametrize("first", [30, 0.001])
+async def test_a_limit_is_moved_by_what_is_awaited(first: float) -> None:
+    """Nearer, and farther: what comes after the first limit, and before the other, is in time."""
+    waits = Waits()
+    patience = waits.one()
+    ends = asyncio.Event()
+
+    async def moving() -> None:
+        patience.move(0.001 if first == 30 else 30)
+        asyncio.get_running_loop().call_later(0.01, ends.set)
+        await ends.wait()
+
+    if first == 30:
+        with pytest.raises(TimeoutError):
+            await patience.within(first, moving())
+    else:
+        await patience.within(first, moving())
+
+    assert ends.is_set() == (first != 30)
+    assert waits.one() is patience
+
+
+async def test_who_waits_at_the_same_time_has_a_timer_of_their_own() -> None:
+    waits = Waits()
+    await waits.one().within(30, asyncio.sleep(0))
+    coming: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    first, second = waits.one(), waits.one()
+    waiting = asyncio.create_task(first.within(30, coming))
+    await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError):
+        await second.within(0.001, asyncio.Event().wait())
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert first is not second
