@@ -34,11 +34,13 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
     if taken == "none":
         return None
     exchange.request = body
-    payload = Form(body, content_type) if media_type == _FORM else Payload(body)
-    if isinstance(payload, Form):
+    payload: Payload | Form
+    if media_type == _FORM:
+        payload = Form(body, content_type)
         exchange.form = payload.summary
-    elif exchange.reply.most:
-        exchange.said = payload.value
+    else:
+        payload = Payload(body, keeps=exchange.reply.most > 0)
+        exchange.said = payload.said
     exchange.metadata = _metadata(payload)
     return payload
 

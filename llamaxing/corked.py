@@ -79,9 +79,9 @@ class Corked:
     def send(self) -> None:
         """What is held."""
         held, self._held = self._held, []
+        size, self._size = self._size, 0
+        if not held or self.is_closing():
+            return
         # To join what is large would cost more than it saves.
-        together = [b"".join(held)] if 0 < self._size <= _MOST else held
-        self._size = 0
-        if not self._transport.is_closing():
-            for data in together:
-                self._transport.write(data)
+        for data in held if size > _MOST else (b"".join(held),):
+            self._transport.write(data)

@@ -91,7 +91,8 @@ class Gateway:
         self.live.look()
         made = new_id()
         request_id = headers.request_id(request.headers, made)
-        log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
+        if log.isEnabledFor(SENSITIVE):
+            log.log(SENSITIVE, "%s headers: %s", request_id, request.headers)
         try:
             response = await self._respond(request, made, request_id)
         except GatewayError as error:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -43,7 +44,13 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()
+        self._due = False
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Without the lock, which is for who writes: a line is added as a whole.
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -53,12 +60,17 @@ class Lines(logging.StreamHandler[TextIO]):
             return
         if record.levelno > logging.INFO:
             self.flush()
-        elif len(self._lines) == 1:
+        elif not self._due:
+            self._due = True
             self._flush_soon()
 
     def flush(self) -> None:
+        # Before any is taken: what comes after that is due again.
+        self._due = False
         with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError):
-            lines, self._lines = self._lines, []
+            lines = []
+            while self._lines:
+                lines.append(self._lines.popleft())
             if lines:
                 self.stream.write("\n".join([*lines, ""]))
             self.stream.flush()
@@ -103,8 +115,7 @@ class Stamped(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._second = 0
-        self._text = ""
+        self._stamp = (0, "")
 
     def format(self, record: logging.LogRecord) -> str:
         if record.exc_info or record.stack_info:
@@ -113,8 +124,9 @@ class Stamped(logging.Formatter):
         return f"{self.formatTime(record)} {record.levelname} {record.name}: {message}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        second = int(record.created)
-        if second != self._second:
-            self._text = time.strftime(self.default_time_format, time.localtime(second))
-            self._second = second
-        return f"{self._text},{int((record.created - second) * 1000):03d}"
+        second, text = self._stamp
+        now = int(record.created)
+        if now != second:
+            text = time.strftime(self.default_time_format, time.localtime(now))
+            self._stamp = now, text
+        return f"{text},{int((record.created - now) * 1000):03d}"

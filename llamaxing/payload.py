@@ -62,16 +62,18 @@ class Payload:
     """A JSON object of a caller's. Raises `InvalidJSON` or `InvalidType` where it is none."""
 
     def __init__(
-        self, body: Buffer | memoryview, *, checked: bool = False, one: "One | None" = None
+        self,
+        body: Buffer | memoryview,
+        *,
+        checked: bool = False,
+        keeps: bool = False,
+        one: "One | None" = None,
     ) -> None:
-        """`checked`: it is known to be JSON. `one` is called for each member."""
+        """`checked`: it is known to be JSON. `keeps`: what it says is left in `said`, where it has
+        been decoded for being checked: it is not large. `one` is called for each member."""
         self.body = body
-        self.value: Any = None
-        """What it says, where it has been decoded for being checked: it is not large."""
-        if checked:
-            self._members = _members(body, one)
-        else:
-            self.value, self._members = _decode(body)
+        said, self._members = (None, _members(body, one)) if checked else _decode(body)
+        self.said: Any = said if keeps else None
         self._named = {str(name): raw for name, raw in self._members.items()}
         self._repeats = len(self._named) < len(self._members)
 

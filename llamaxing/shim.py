@@ -19,7 +19,7 @@ from llamaxing import build, settings
 from llamaxing.asgi import Application, Message, Receive, Send
 from llamaxing.corked import Corked
 from llamaxing.errors import ConfigurationError
-from llamaxing.logs import Lines, Spare, Stamped
+from llamaxing.logs import Lines, Spare, Stamped, log
 
 
 def serve(host: str, port: int, workers: int) -> int:
@@ -70,7 +70,9 @@ _OPTIONS: dict[str, Any] = {
 def _log() -> None:
     lines = Lines()
     lines.setFormatter(Stamped())
-    logging.root.addHandler(lines)
+    for logger in (logging.root, log):
+        logger.addHandler(lines)
+    log.propagate = False
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # What no line tells would cost each call a few microseconds for nothing.
     logging.setLogRecordFactory(Spare)
