@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import multiprocessing
 import sqlite3
 import stat
 import sys
@@ -445,6 +446,38 @@ async def test_a_file_that_is_none_of_ours_is_told_and_stays_as_it_is(
     with pytest.raises(OSError, match=told):
         await outbox.open()
     await outbox.aclose(0)
+
+
+def test_processes_that_begin_a_file_at_the_same_time_wait_for_each_other(tmp_path: Path) -> None:
+    """As two workers of an app do at its first start: none is told that the file is locked."""
+    context = multiprocessing.get_context("spawn")
+    together, told = context.Barrier(4), context.SimpleQueue()
+    processes = [
+        context.Process(target=begin_files, args=(tmp_path, together, told)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    assert [told.get() for _ in processes] == ["opened all"] * 4
+
+
+def begin_files(folder: Path, together: Any, told: Any) -> None:
+    async def begin() -> None:
+        for number in range(30):
+            (folder / str(number)).mkdir(exist_ok=True)
+            outbox = made(folder / str(number))
+            together.wait(60)
+            await outbox.open()
+            await outbox.aclose(0)
+
+    try:
+        asyncio.run(begin())
+        told.put("opened all")
+    except Exception as error:  # noqa: BLE001  it is told to who waits
+        told.put(repr(error))
+        together.abort()
 
 
 async def test_a_file_that_another_program_locks_takes_records_again_when_it_is_free(

@@ -7,6 +7,7 @@ import os
 import secrets
 import sqlite3
 import tempfile
+import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, SupportsBytes
@@ -162,8 +163,7 @@ class SQLiteOutbox:
         try:
             # Of a new file. A page has several records, and what moves them on writes fewer pages.
             connection.execute("PRAGMA page_size = 8192")
-            [mode] = connection.execute("PRAGMA journal_mode = wal").fetchone()
-            if mode != "wal":
+            if _with_log(connection) != "wal":
                 raise sqlite3.OperationalError("processes cannot share a file on this disk (WAL)")
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             # After 16 MB; what is checkpointed seldom is often not there any more.
@@ -195,6 +195,19 @@ def _path(given: str | None, on_azure: bool) -> Path:
     if on_azure and path.parts[1:2] == ("home",):
         raise ValueError("outbox_path is below /home, a network share on Azure; choose another")
     return path
+
+
+def _with_log(connection: sqlite3.Connection) -> str:
+    """The mode that the file has then. SQLite does not wait for another process that turns the same
+    new file into one with a write-ahead log: it is locked, at once."""
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            return str(connection.execute("PRAGMA journal_mode = wal").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _nothing(connection: sqlite3.Connection) -> None:
