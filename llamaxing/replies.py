@@ -112,18 +112,14 @@ def _usage(found: Any) -> Usage | None:
             return Usage(
                 _count(found, asked),
                 _count(found, said),
-                _detail(found.get(asked_details), "cached_tokens"),
-                _detail(found.get(said_details), "reasoning_tokens"),
+                _count(found.get(asked_details), "cached_tokens"),
+                _count(found.get(said_details), "reasoning_tokens"),
             )
     return None
 
 
-def _detail(found: Any, name: str) -> int:
-    return _count(found, name) if isinstance(found, dict) else 0
-
-
-def _count(found: dict[str, Any], name: str) -> int:
-    count = found.get(name)
+def _count(found: Any, name: str) -> int:
+    count = found.get(name) if isinstance(found, dict) else None
     return count if isinstance(count, int) and count > 0 else 0
 
 

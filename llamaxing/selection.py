@@ -76,8 +76,7 @@ class Selector:
             condition = self._of(instance)
             if only or self._admits(condition):
                 found = True
-                condition.in_flight += 1
-                yield instance
+                yield self.take(instance)
         if not found:
             yield self.take(min(model.instances, key=lambda instance: self._of(instance).until))
 
