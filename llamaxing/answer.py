@@ -26,6 +26,7 @@ from llamaxing.providers import Instance
 _HELD_UP_TO = 1024 * 1024
 # Seconds for the body of an error: another instance may do better than wait for it.
 _ERROR_WITHIN = 5.0
+_JSON = "application/json"
 _TRIED_ELSEWHERE = frozenset({404, 408, 429, 500, 502, 503, 504})
 
 
@@ -123,6 +124,9 @@ async def judged(
     Raises `UpstreamBadResponse` for a reply that breaks off behind a good status line: what was
     asked for may have been done, and is not done twice.
     """
+    if answer.status == 200 and answer.whole and answer.media_type == _JSON and any(answer.held):
+        # Most of them.
+        return answer
     if (nonsense := _nonsense(answer)) is not None:
         await answer.aclose()
         return Failure(UpstreamBadResponse(model, nonsense))
@@ -138,7 +142,7 @@ async def judged(
         if kept and failure.answer and not failure.counts:
             return failure.answer
         return failure
-    if answer.status < 400 and answer.media_type not in ("application/json", ""):
+    if answer.status < 400 and answer.media_type not in (_JSON, ""):
         return answer
     try:
         await answer.hold(_HELD_UP_TO)
@@ -218,7 +222,7 @@ def last_word(failures: Sequence[Failure], waits: Sequence[float] = ()) -> Answe
     hint: Mapping[str, str] = {}
     if throttled or last.wait is not None:
         hint = _hint([*(f.wait for f in failures if f.wait is not None), *waits])
-    if last.answer is None or (throttled and last.answer.media_type != "application/json"):
+    if last.answer is None or (throttled and last.answer.media_type != _JSON):
         last.error.headers = {**last.error.headers, **hint}
         raise last.error
     last.answer.headers = [(k, v) for k, v in last.answer.headers if k.decode() not in hint] + [

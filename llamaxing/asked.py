@@ -21,13 +21,7 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
     """The body; None where none goes along. Raises what a wrong one deserves."""
     taken = exchange.endpoint.body
     content_type = request.headers.get("content-type", _JSON)
-    media_type = content_type.partition(";")[0].strip().lower()
-    allowed = [_JSON, _FORM] if taken == "form" else [_JSON]
-    if taken != "none" and (media_type not in allowed or not content_type.isascii()):
-        raise UnsupportedMediaType(
-            f"The content type '{content_type[:SHOWN]}' is not served here; send "
-            f"{' or '.join(map(repr, allowed))}."
-        )
+    media_type = _JSON if content_type == _JSON else _taken(content_type, taken)
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("A compressed request body is not served here.")
     body = await request.body.read()
@@ -43,6 +37,17 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
         exchange.said = payload.said
     exchange.metadata = _metadata(payload)
     return payload
+
+
+def _taken(content_type: str, taken: str) -> str:
+    media_type = content_type.partition(";")[0].strip().lower()
+    allowed = [_JSON, _FORM] if taken == "form" else [_JSON]
+    if taken != "none" and (media_type not in allowed or not content_type.isascii()):
+        raise UnsupportedMediaType(
+            f"The content type '{content_type[:SHOWN]}' is not served here; send "
+            f"{' or '.join(map(repr, allowed))}."
+        )
+    return media_type
 
 
 def content_type(payload: Payload | Form | None) -> Mapping[str, str]:

@@ -14,8 +14,8 @@ from llamaxing.relay import BrokenOff, ends_stream, error_event
 
 
 def recorded(body: Any, exchange: Exchange, recorder: Recorder) -> Any:
-    """The body, an asynchronous generator; with an audit, the bytes that complete it come when the
-    record is kept: the last piece of a plain body, the event that ends a stream.
+    """The body, bytes or an asynchronous generator; with an audit, the bytes that complete it come
+    when the record is kept: the last piece of a plain body, the event that ends a stream.
 
     Where it cannot be kept a stream ends with an error event, and anything else raises `BrokenOff`.
     """
@@ -23,7 +23,14 @@ def recorded(body: Any, exchange: Exchange, recorder: Recorder) -> Any:
         return body
     if exchange.content_type == "text/event-stream" and not exchange.content_encoding:
         return _stream(body, exchange, recorder)
+    if isinstance(body, bytes):
+        return _whole(body, exchange, recorder)
     return _plain(body, exchange, recorder)
+
+
+async def _whole(body: bytes, exchange: Exchange, recorder: Recorder) -> AsyncIterator[bytes]:
+    await _complete(exchange, recorder)
+    yield body
 
 
 async def _plain(body: Any, exchange: Exchange, recorder: Recorder) -> AsyncIterator[bytes]:

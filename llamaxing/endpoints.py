@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
@@ -51,7 +51,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         return "{id}" not in self.path and self.body != "none"
 
 
-class Match(NamedTuple):
+class Match(msgspec.Struct, frozen=True):
     """What a path names: an endpoint, and a model or an id where there is one in it."""
 
     endpoint: Endpoint

@@ -34,7 +34,7 @@ from llamaxing.logs import SENSITIVE, TEXTS, log
 from llamaxing.pages import Pages, respond
 from llamaxing.recorder import Recorder
 from llamaxing.reference import Reference
-from llamaxing.relay import EVENT_STREAM, Streams, committed, relay, within
+from llamaxing.relay import EVENT_STREAM, Streams, committed, relay, whole, within
 
 # Asks proxies not to collect a stream.
 _UNCOLLECTED = (b"x-accel-buffering", b"no")
@@ -218,9 +218,10 @@ class Gateway:
         exchange.status = answer.status
         exchange.content_type = answer.media_type
         exchange.content_encoding = answer.header(b"content-encoding")
-        body = recorded(
-            relay(answer, exchange, self._options.streams.longest), exchange, self._recorder
-        )
+        body: Any = whole(answer, exchange)
+        if body is None:
+            body = relay(answer, exchange, self._options.streams.longest)
+        body = recorded(body, exchange, self._recorder)
         head = [*_head(answer), *self._tried(exchange)]
         return Response(answer.status, head, body, partial(self._close, exchange, body, answer))
 
@@ -233,8 +234,13 @@ class Gateway:
         head = [*EVENT_STREAM, _UNCOLLECTED]
         return Response(200, head, body, partial(self._close, exchange, body, None))
 
-    async def _close(self, exchange: Exchange, body: Any, answer: Answer | None) -> None:
-        await body.aclose()
+    async def _close(
+        self, exchange: Exchange, body: Any, answer: Answer | None, sent: bool
+    ) -> None:
+        if isinstance(body, bytes):
+            exchange.complete = sent
+        else:
+            await body.aclose()
         if answer is not None:
             await answer.aclose()
         await self._finish(exchange)
@@ -243,11 +249,10 @@ class Gateway:
         exchange.status, exchange.error = error.status, error.code
         exchange.reply.add(error.body)
         exchange.content_type = "application/json"
-        exchange.complete = True
         response = refusal(error)
         response.headers.extend(self._tried(exchange))
-        response.body = recorded(response.body, exchange, self._recorder)
-        response.aclose = partial(self._finish, exchange)
+        body = response.body = recorded(response.body, exchange, self._recorder)
+        response.aclose = partial(self._close, exchange, body, None)
         return response
 
     def _tried(self, exchange: Exchange) -> Headers:

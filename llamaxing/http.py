@@ -4,7 +4,6 @@ import asyncio
 import mmap
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import msgspec
 
@@ -45,10 +44,11 @@ class Body:
     """
 
     def __init__(
-        self, arriving: AsyncIterator[bytes], limits: BodyLimits, *, announced: int = 0
+        self, receive: Callable[[], Awaitable[bytes]], limits: BodyLimits, *, announced: int = 0
     ) -> None:
-        """`announced`: the content-length that the caller gave, 0 without one."""
-        self._arriving = arriving
+        """`receive` gives the next piece of it, and nothing after the last. `announced`: the
+        content-length that the caller gave, 0 without one."""
+        self._next = receive
         self._limits = limits
         self._announced = announced
         self._content: Buffer | None = None
@@ -68,9 +68,9 @@ class Body:
     async def _receive(self) -> Buffer:
         kept: list[bytes] = []
         size = 0
-        async for chunk in self._arriving:
-            kept.append(chunk)
-            size += len(chunk)
+        while piece := await self._next():
+            kept.append(piece)
+            size += len(piece)
             self._check(size)
             if size > self._limits.spool_above:
                 return await self._spool(kept, size)
@@ -79,9 +79,9 @@ class Body:
     async def _spool(self, kept: list[bytes], size: int) -> Buffer:
         with tempfile.TemporaryFile(prefix="llamaxing-") as file:
             written = 0
-            async for chunk in self._arriving:
-                kept.append(chunk)
-                size += len(chunk)
+            while piece := await self._next():
+                kept.append(piece)
+                size += len(piece)
                 self._check(size)
                 if size - written > _PIECE:
                     await asyncio.to_thread(file.writelines, kept)
@@ -110,7 +110,7 @@ def pieces(content: Buffer | memoryview) -> Iterator[bytes]:
                 view.obj.madvise(mmap.MADV_DONTNEED)
 
 
-class Request(NamedTuple):
+class Request(msgspec.Struct, frozen=True):
     """One call. Header names are lower-case; a repeated header is joined by a comma."""
 
     method: str
@@ -120,16 +120,16 @@ class Request(NamedTuple):
     query: str = ""
 
 
-async def _nothing() -> None:
+async def _nothing(_: bool) -> None:
     return None
 
 
 class Response(msgspec.Struct):
-    """What the caller gets. Whoever sends `body` awaits `aclose` afterwards, come what may:
-    it closes what is behind the body, and hands the record over.
+    """What the caller gets. Whoever sends `body` awaits `aclose` afterwards, come what may, and
+    says whether all of it was sent: it closes what is behind the body, and hands the record over.
     """
 
     status: int
     headers: Headers
-    body: AsyncIterator[bytes]
-    aclose: Callable[[], Awaitable[None]] = _nothing
+    body: bytes | AsyncIterator[bytes]
+    aclose: Callable[[bool], Awaitable[None]] = _nothing

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
@@ -44,33 +45,30 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: deque[str] = deque()
+        self._records: deque[logging.LogRecord] = deque()
         self._due = False
 
     def handle(self, record: logging.LogRecord) -> bool:
         # Without the lock, which is for who writes: a line is added as a whole.
-        self.emit(record)
-        return True
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._lines.append(self.format(record))
-        except (TypeError, ValueError):
-            self.handleError(record)
-            return
+        self._records.append(record)
         if record.levelno > logging.INFO:
             self.flush()
         elif not self._due:
             self._due = True
             self._flush_soon()
+        return True
 
     def flush(self) -> None:
         # Before any is taken: what comes after that is due again.
         self._due = False
         with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError):
             lines = []
-            while self._lines:
-                lines.append(self._lines.popleft())
+            while self._records:
+                record = self._records.popleft()
+                try:
+                    lines.append(self.format(record))
+                except (TypeError, ValueError):
+                    self.handleError(record)
             if lines:
                 self.stream.write("\n".join([*lines, ""]))
             self.stream.flush()
@@ -81,6 +79,9 @@ class Lines(logging.StreamHandler[TextIO]):
         except RuntimeError:
             # Another thread, or before there is a loop.
             self.flush()
+
+
+_name_of = functools.cache(logging.getLevelName)
 
 
 class Spare(logging.LogRecord):
@@ -103,7 +104,7 @@ class Spare(logging.LogRecord):
         func: str | None = None,
         sinfo: str | None = None,
     ) -> None:
-        self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)
+        self.name, self.levelno, self.levelname = name, level, _name_of(level)
         named = len(args) == 1 and args[0] and isinstance(args[0], Mapping)
         self.msg, self.args = str(msg), args[0] if named else args
         self.exc_info, self.exc_text, self.stack_info = exc_info, None, sinfo

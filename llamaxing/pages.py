@@ -1,7 +1,7 @@
 """What the gateway answers by itself: the models listing, its health, the API reference."""
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from llamaxing import endpoints
@@ -100,16 +100,12 @@ def allow(request: Request, methods: Sequence[str]) -> None:
 def respond(status: int, body: bytes, headers: Headers | None = None) -> Response:
     """A reply of our own; JSON unless `headers` name another content type."""
     head = headers or [(b"content-type", b"application/json")]
-    return Response(status, [*head, (b"content-length", str(len(body)).encode())], _once(body))
+    return Response(status, [*head, (b"content-length", str(len(body)).encode())], body)
 
 
 def ok() -> Response:
     """All is well."""
     return _json(200, {"status": "ok"})
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
 
 
 def _json(status: int, value: Any) -> Response:

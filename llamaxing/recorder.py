@@ -80,7 +80,8 @@ class Recorder:
         exchange.complete = True
         exchange.finished = time.time()
         try:
-            await self._keep(exchange)
+            if self._keeps(exchange):
+                await self._keep(exchange)
         except Exception as error:
             exchange.complete = False
             self._log.error("a reply is not let through, since its record is not kept: %r", error)
@@ -92,7 +93,7 @@ class Recorder:
         _log_line(exchange)
         if log.isEnabledFor(TEXTS):
             _log_texts(exchange)
-        if exchange.recorded:
+        if exchange.recorded or not self._keeps(exchange):
             return
         try:
             await self._keep(exchange)
@@ -133,13 +134,12 @@ class Recorder:
             await outbox.aclose(within)
 
     def _keeps(self, exchange: Exchange) -> bool:
-        unwanted = exchange.identity is not None and exchange.identity.record == "none"
-        return bool(self._outboxes) and not unwanted
+        if not self._outboxes:
+            return False
+        return exchange.identity is None or exchange.identity.record != "none"
 
     async def _keep(self, exchange: Exchange) -> None:
         """Raises `Undelivered` where the sinks have been tried, too."""
-        if not self._keeps(exchange):
-            return
         if exchange.intent is not None and time.time() - exchange.started > (self._audit_age or 0):
             # No later record changes what has been delivered.
             raise OutboxFailed("it is older than audit_max_age, and counts as lost")

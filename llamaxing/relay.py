@@ -41,6 +41,18 @@ class BrokenOff(Exception):
     """Upstream broke off within a body that has no way to say so: the connection has to end."""
 
 
+def whole(answer: Answer, exchange: Exchange) -> bytes | None:
+    """The body of an answer that has come as a whole, and is no stream of events."""
+    if not answer.whole or answer.media_type == "text/event-stream":
+        return None
+    body = b"".join(answer.held)
+    # Once in memory is enough.
+    answer.held = [body]
+    if body:
+        _note(exchange, body, time.time())
+    return body
+
+
 async def relay(
     answer: Answer, exchange: Exchange, longest: float = math.inf
 ) -> AsyncIterator[bytes]:
@@ -51,14 +63,7 @@ async def relay(
     that breaks raises `BrokenOff`. `exchange.complete` is set once the last byte, or the event
     that ends the stream, has been taken.
     """
-    is_stream = answer.media_type == "text/event-stream"
-    if answer.whole and not is_stream:
-        for piece in answer.held:
-            _note(exchange, piece, time.time())
-            yield piece
-        exchange.complete = True
-        return
-    events = is_stream and not answer.header(b"content-encoding")
+    events = answer.media_type == "text/event-stream" and not answer.header(b"content-encoding")
     framer = sse.Framer() if events else None
     passing = _passing(answer, framer) if framer else None
     last = exchange.endpoint.last

@@ -76,7 +76,8 @@ class Selector:
             condition = self._of(instance)
             if only or self._admits(condition):
                 found = True
-                yield self.take(instance)
+                condition.in_flight += 1
+                yield instance
         if not found:
             yield self.take(min(model.instances, key=lambda instance: self._of(instance).until))
 

@@ -173,9 +173,9 @@ _known = functools.lru_cache(maxsize=1024)(_parsed)
 
 def _head(asked: Asked, target: _Target) -> bytes:
     """Raises httpx.LocalProtocolError where a header would be more than one."""
-    lines = [f"{asked.method} {target.path} HTTP/1.1", f"host: {target.host}"]
-    lines += [f"{name}: {value}" for name, value in asked.headers.items()]
-    head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-    if not head.count(b"\r") == head.count(b"\n") == len(lines) + 1 or b"\0" in head:
+    headers = map(": ".join, asked.headers.items())
+    lines = [f"{asked.method} {target.path} HTTP/1.1", f"host: {target.host}", *headers, "", ""]
+    head = "\r\n".join(lines).encode("latin-1")
+    if not head.count(b"\r") == head.count(b"\n") == len(lines) - 1 or b"\0" in head:
         raise httpx.LocalProtocolError("a header with a line end in it")
     return head

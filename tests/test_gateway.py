@@ -5,12 +5,14 @@ import json
 import logging
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from llamaxing.build import application
 from llamaxing.catalog import Catalog
 from llamaxing.configuration import Configuration
 from llamaxing.credentials.entra import Tokens
@@ -22,7 +24,7 @@ from llamaxing.identity import Identities, Identity
 from llamaxing.recorder import Recorder
 from llamaxing.selection import Selector
 from llamaxing.upstream import Timeouts, Upstreams
-from tests.conftest import Serve, Served, model, openai
+from tests.conftest import Serve, Served, configure, model, openai
 from tests.fakes import CHAT, DONE, Upstream, chunk
 
 PATH = "/v1/chat/completions"
@@ -237,6 +239,25 @@ async def test_what_is_read_may_be_asked_for_by_its_head(gateway: Served, path: 
 NAMED = ["org/ünï model:v1", "a/b", "100%/.."]
 
 
+async def test_a_line_end_that_a_server_lets_pass_within_a_header_begins_no_other(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    people = [{"id": "ann", "auth_key": "key-ann"}]
+    gateway = application(configure(tmp_path, [model(openai(upstream, "i1"))], people))
+    forged = [(b"x", b"1\nauthorization\nBearer key-ann"), (b"x", b"2")]
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": forged}
+    came = asyncio.Queue[dict[str, Any]]()
+    came.put_nowait({"type": "http.request", "body": json.dumps(CHAT).encode()})
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await gateway(scope, came.get, send)
+
+    assert (sent[0]["status"], upstream.journal) == (401, [])
+
+
 @pytest.mark.parametrize("name", NAMED)
 async def test_a_model_whose_name_has_slashes_is_found_in_every_path(
     upstream: Upstream, serve: Serve, name: str
@@ -376,9 +397,10 @@ async def test_a_fault_of_ours_is_500_with_its_reason_in_the_log_only(
 
     for method, path in (("POST", PATH), ("GET", "/v1/models")):
         response = await gateway.handle(Request(method, path, {}, NO_BODY))
-        text = b"".join([piece async for piece in response.body])
-        await response.aclose()
+        text = response.body
+        await response.aclose(True)
 
+        assert isinstance(text, bytes)
         assert (response.status, json.loads(text)["error"]["code"]) == (500, "internal_error")
         assert b"details" not in text
     assert caplog.text.count("RuntimeError: details") == 2

@@ -65,6 +65,20 @@ async def test_an_id_keeps_its_beginning_and_everything_else_is_as_it_came(
     assert upstream.journal[-1].json == ASKING
 
 
+async def test_a_caller_who_leaves_within_a_large_response_is_recorded_so(
+    gateway: Served, upstream: Upstream
+) -> None:
+    said = [{"type": "output_text", "text": "x" * 20_000_000}]
+    item = {"type": "message", "id": "msg_1", "role": "assistant", "content": said}
+    upstream.replies("i1", 200, {**RESPONSE, "output": [item]})
+
+    async with gateway.stream("POST", "/v1/responses", json=ASKING, headers=ANN) as reply:
+        assert reply.status_code == 200
+
+    [record] = await gateway.recorded()
+    assert (record["complete"], record["error"]) == (False, "caller_hung_up")
+
+
 ABOUT_ONE = [
     ("GET", "/v1/responses/{}", "/v1/responses/resp_1"),
     ("GET", "/openai/responses/{}?api-version=x", "/v1/responses/resp_1"),

@@ -4,7 +4,7 @@ import base64
 import contextlib
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -780,11 +780,10 @@ def unverified(now: Callable[[], datetime], **more: Any) -> Jwt:
 
 
 def request(token: str) -> Request:
-    async def nothing() -> AsyncIterator[bytes]:
-        return
-        yield
+    async def nothing() -> bytes:
+        return b""
 
-    return Request("POST", PATH, bearer(token), Body(nothing(), BodyLimits(0)))
+    return Request("POST", PATH, bearer(token), Body(nothing, BodyLimits(0)))
 
 
 # Beside API keys

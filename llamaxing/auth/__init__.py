@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeGuard
+from typing import Protocol, TypeGuard
+
+import msgspec
 
 from llamaxing.errors import Unauthenticated
 from llamaxing.http import Request
@@ -16,7 +18,7 @@ _HEADERS = ("authorization", "api-key")
 _TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]*\.[\w-]*", re.ASCII)
 
 
-class Caller(NamedTuple):
+class Caller(msgspec.Struct, frozen=True):
     """The identity, and the `id` under which what is the caller's is known: the identity's own, or
     with a person behind it where several share an entry. `how`: what they showed, for records.
     """
