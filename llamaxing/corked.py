@@ -1,7 +1,8 @@
 """Connections that send what one turn of the event loop has written to them at its end, at once.
 
 A packet wakes whoever waits for it, and that costs more than most of what a call does here. So a
-reply's head goes out with its body, and calls that come together go on together.
+reply's head goes out with its body, and calls that come together go on together: where each turn
+has more of them to send for, a few turns are waited for.
 """
 
 import asyncio
@@ -11,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 # Bytes that wait for the end of the turn at the most.
 _MOST = 64 * 1024
+# Turns that are waited for after the first.
+_MORE_TURNS = 3
 
 
 class Turn:
@@ -19,13 +22,22 @@ class Turn:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._soon = loop.call_soon
         self._waiting: deque[Corked] = deque()
+        self._before = 0
+        self._more = _MORE_TURNS
 
     def add(self, corked: "Corked") -> None:
         if not self._waiting:
+            self._before, self._more = 0, _MORE_TURNS
             self._soon(self._end)
         self._waiting.append(corked)
 
     def _end(self) -> None:
+        waiting = len(self._waiting)
+        # One more may be the only one there is: it waits for nobody.
+        if self._more and waiting > self._before + 1:
+            self._before, self._more = waiting, self._more - 1
+            self._soon(self._end)
+            return
         try:
             while self._waiting:
                 self._waiting.popleft().send()

@@ -54,6 +54,31 @@ async def test_what_one_turn_writes_goes_out_at_its_end_at_once() -> None:
     assert (before, wire.sent) == ([], [b"headbody", b"more"])
 
 
+async def test_where_each_turn_has_more_to_send_for_they_go_out_together_after_a_few() -> None:
+    wires = [Wire() for _ in range(10)]
+    connections = [Corked(wire) for wire in wires]
+    sent = []
+
+    while connections:
+        connections.pop().write(b"one")
+        connections.pop().write(b"another")
+        await a_turn()
+        sent.append(sum(bool(wire.sent) for wire in wires))
+
+    assert sent == [0, 0, 0, 8, 8]
+
+
+async def test_where_no_more_come_the_next_turn_sends_what_there_is() -> None:
+    wires = Wire(), Wire()
+    for wire in wires:
+        Corked(wire).write(b"all")
+
+    await a_turn()
+    await a_turn()
+
+    assert [wire.sent for wire in wires] == [[b"all"], [b"all"]]
+
+
 async def test_what_is_much_does_not_wait_and_the_other_side_is_asked_whether_it_can_take_it() -> (
     None
 ):
