@@ -53,6 +53,8 @@ class Application:
         """`open_gateway` is awaited once; it may raise `ConfigurationError`."""
         self._open = open_gateway
         self._opened: Opened | None = None
+        # Who asks for a task without it asks for the process first, with a system call.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self._ends_at: float | None = None
         self._fault: ConfigurationError | None = None
@@ -61,7 +63,7 @@ class Application:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            task = asyncio.current_task()
+            task = asyncio.current_task(self._loop)
             assert task is not None  # noqa: S101
             self._calls.add(task)
             try:
@@ -71,9 +73,11 @@ class Application:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 
-    async def open(self) -> None:
+    async def open(self) -> Opened:
         """Where there is no server yet, and nobody else asks. Raises `ConfigurationError`."""
-        self._opened = await self._open()
+        opened = self._opened = await self._open()
+        self._loop = asyncio.get_running_loop()
+        return opened
 
     async def deliver(self, sink: str, message: bytes) -> None:
         """What waits in a queue of the platform's. Raises `ConfigurationError`, `Refused`, and
@@ -153,15 +157,15 @@ class Application:
             now = asyncio.get_running_loop().time()
             if self._fault is not None and now < self._fault_until:
                 raise self._fault.with_traceback(None)
-            if self._opened is None:
-                try:
-                    self._opened = await self._open()
-                except ConfigurationError as error:
-                    for fault in error.faults:
-                        log.error("%s", fault)
-                    self._fault, self._fault_until = error, now + _TRY_AGAIN_AFTER
-                    raise
-            return self._opened
+            if self._opened is not None:
+                return self._opened
+            try:
+                return await self.open()
+            except ConfigurationError as error:
+                for fault in error.faults:
+                    log.error("%s", fault)
+                self._fault, self._fault_until = error, now + _TRY_AGAIN_AFTER
+                raise
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -212,8 +216,7 @@ class _Caller:
                 raise CallerGone
             self._more = message.get("more_body", False)
             if not self._more:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(_UNWATCHED, self.watch)
+                self._timer = self._task.get_loop().call_later(_UNWATCHED, self.watch)
             piece: bytes = message.get("body", b"")
             if piece:
                 return piece
