@@ -30,6 +30,8 @@ _FULL = 128 * 1024
 # Bytes that the loop commits by itself: at once, and until the thread does it with a checkpoint.
 _SMALL = 2 * _FULL
 _UNCHECKED = 16 * 1024 * 1024
+# Seconds that whoever adds something waits at the most.
+_WITHIN = 5.0
 # Seconds of a commit that other calls notice; and for how long the thread then does them all.
 _SLOW = 0.02
 _ASIDE = 60.0
@@ -67,6 +69,7 @@ class Commits(Generic[E]):
         self._syncs = syncs
         self._timer = timer
         self._waiting: deque[_Job[E]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._next = self._aside_until = 0.0
         self._unchecked = 0
@@ -75,8 +78,9 @@ class Commits(Generic[E]):
         self._thread = ThreadPoolExecutor(1, "outbox")
 
     def add(self, make: Callable[[], E]) -> "asyncio.Future[None]":
-        """Done when what this makes is committed."""
-        loop = asyncio.get_running_loop()
+        """Done when what this makes is committed; that it is not in time is a TimeoutError of its
+        own, so that nobody needs a timer for what hardly ever takes long."""
+        loop = self._loop = self._loop or asyncio.get_running_loop()
         told = loop.create_future()
         self._waiting.append(_Job(told, make))
         if self._task is None:
@@ -157,11 +161,20 @@ class Commits(Generic[E]):
 
     async def _committed_aside(self, share: Sequence[_Job[E]]) -> Exception | None:
         self._unchecked = 0
+        late = asyncio.create_task(self._late(share))
         try:
             await self.do(lambda connection: self._add_wanted(connection, share))
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait are told
             return error
+        finally:
+            late.cancel()
         return None
+
+    async def _late(self, share: Sequence[_Job[E]]) -> None:
+        """For as long as the thread does not come back: they all wait for it."""
+        while True:
+            await asyncio.sleep(_WITHIN)
+            _tell([*share, *self._waiting], TimeoutError(f"not kept in {_WITHIN:g} s"))
 
     def _add_wanted(self, connection: sqlite3.Connection, share: Sequence[_Job[E]]) -> None:
         if entries := [it.entry for it in share if it.entry is not None and not it.told.done()]:

@@ -148,7 +148,8 @@ class Recorder:
             record = await asyncio.to_thread(bytes, exchange)
         for outbox in self._outboxes:
             try:
-                await self._soon(outbox.put(exchange.id, record, exchange.intent))
+                asked = outbox.put(exchange.id, record, exchange.intent)
+                await (asked if isinstance(asked, asyncio.Future) else self._soon(asked))
                 return
             except (OutboxFailed, TimeoutError) as error:
                 if outbox is self._outboxes[-1]:

@@ -159,6 +159,28 @@ async def test_the_loop_runs_on_while_another_program_has_the_file(numbers: Numb
     await commits.aclose()
 
 
+async def test_nobody_waits_longer_than_the_limit_for_another_program(
+    numbers: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamaxing.commits._WITHIN", 0.05)
+    commits = await opened(numbers.commits())
+    other = sqlite3.connect(numbers.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    begun = commits.add(lambda: 1)
+    await numbers.thread_is_at_it.wait()
+    behind = commits.add(lambda: 2)
+    told = await asyncio.gather(begun, behind, return_exceptions=True)
+    other.execute("ROLLBACK")
+    await commits.add(lambda: 3)
+
+    assert [type(it) for it in told] == [TimeoutError, TimeoutError]
+    # What was begun could not be taken back.
+    assert numbers.there() == [1, 3]
+    other.close()
+    await commits.aclose()
+
+
 @pytest.mark.parametrize("both", [False, True])
 async def test_where_the_loop_fails_the_thread_has_the_last_word(
     numbers: Numbers, both: bool

@@ -65,7 +65,8 @@ class Outbox(Protocol):
 
     def put(self, id: str, record: SupportsBytes, intent: Any = None) -> Awaitable[None]:
         """Takes a record for every sink; returns when it is kept. It is written, in JSON, when its
-        bytes are asked for.
+        bytes are asked for. Nobody waits for it longer than 5 s; a future, which costs less to wait
+        for than a coroutine, sees to that by itself, with a TimeoutError.
 
         It replaces what `intend` has put under this id, if that gave `intent`.
         """
