@@ -63,7 +63,7 @@ class Application:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            task = asyncio.current_task(self._loop)
+            task = asyncio.current_task(self._loop) or asyncio.current_task()
             assert task is not None  # noqa: S101
             self._calls.add(task)
             try:

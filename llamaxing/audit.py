@@ -1,19 +1,18 @@
 """Nobody has the end of a reply before its record is kept, where every record is asked for."""
 
-from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
 
 from llamaxing import sse
 from llamaxing.closing import closing
 from llamaxing.endpoints import Endpoint
 from llamaxing.errors import NotRecorded
 from llamaxing.exchange import Exchange
+from llamaxing.http import Outgoing, Pieces
 from llamaxing.recorder import Recorder
 from llamaxing.relay import BrokenOff, ends_stream, error_event
 
 
-def recorded(body: Any, exchange: Exchange, recorder: Recorder) -> Any:
+def recorded(body: Outgoing, exchange: Exchange, recorder: Recorder) -> Outgoing:
     """The body, bytes or an asynchronous generator; with an audit, the bytes that complete it come
     when the record is kept: the last piece of a plain body, the event that ends a stream.
 
@@ -21,19 +20,19 @@ def recorded(body: Any, exchange: Exchange, recorder: Recorder) -> Any:
     """
     if not recorder.audits:
         return body
-    if exchange.content_type == "text/event-stream" and not exchange.content_encoding:
-        return _stream(body, exchange, recorder)
     if isinstance(body, bytes):
         return _whole(body, exchange, recorder)
+    if exchange.content_type == "text/event-stream" and not exchange.content_encoding:
+        return _stream(body, exchange, recorder)
     return _plain(body, exchange, recorder)
 
 
-async def _whole(body: bytes, exchange: Exchange, recorder: Recorder) -> AsyncIterator[bytes]:
+async def _whole(body: bytes, exchange: Exchange, recorder: Recorder) -> Pieces:
     await _complete(exchange, recorder)
     yield body
 
 
-async def _plain(body: Any, exchange: Exchange, recorder: Recorder) -> AsyncIterator[bytes]:
+async def _plain(body: Pieces, exchange: Exchange, recorder: Recorder) -> Pieces:
     last = b""
     async with aclosing(body):
         async for piece in body:
@@ -44,7 +43,7 @@ async def _plain(body: Any, exchange: Exchange, recorder: Recorder) -> AsyncIter
     yield last
 
 
-async def _stream(body: Any, exchange: Exchange, recorder: Recorder) -> AsyncIterator[bytes]:
+async def _stream(body: Pieces, exchange: Exchange, recorder: Recorder) -> Pieces:
     framer = sse.Framer()
     endpoint = exchange.endpoint
     held = begun = b""

@@ -39,6 +39,7 @@ _ASIDE = 60.0
 
 class _Job(msgspec.Struct, Generic[E]):
     told: "asyncio.Future[None]"
+    until: float
     make: Callable[[], E]
     entry: E | None = None
 
@@ -68,9 +69,12 @@ class Commits(Generic[E]):
         self._failed = failed
         self._syncs = syncs
         self._timer = timer
+        # In the order in which their time is over: those that are being committed, and the others.
+        self._share: Sequence[_Job[E]] = ()
         self._waiting: deque[_Job[E]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._next = self._aside_until = 0.0
         self._unchecked = 0
         self._here: sqlite3.Connection | None = None
@@ -82,7 +86,7 @@ class Commits(Generic[E]):
         own, so that nobody needs a timer for what hardly ever takes long."""
         loop = self._loop = self._loop or asyncio.get_running_loop()
         told = loop.create_future()
-        self._waiting.append(_Job(told, make))
+        self._waiting.append(_Job(told, loop.time() + _WITHIN, make))
         if self._task is None:
             self._task = loop.create_task(self._commit())
         return told
@@ -99,6 +103,9 @@ class Commits(Generic[E]):
         """What has been asked before is still done."""
         if self._task is not None:
             await asyncio.wait({self._task})
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = self._loop = None
         here, self._here = self._here, None
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close, here)
         self._thread.shutdown(wait=False)
@@ -112,6 +119,7 @@ class Commits(Generic[E]):
                 if (pause := self._next - self._timer()) > 0:
                     await asyncio.sleep(pause)
                 share, size = self._made()
+                self._share = share
                 if not share:
                     continue
                 quick = self._committed(share, size)
@@ -121,7 +129,7 @@ class Commits(Generic[E]):
                 _tell(share, error)
                 self._added()
         finally:
-            self._task = None
+            self._task, self._share = None, ()
 
     def _made(self) -> tuple[Sequence[_Job[E]], int]:
         """What is committed next, and how many bytes that is."""
@@ -161,20 +169,28 @@ class Commits(Generic[E]):
 
     async def _committed_aside(self, share: Sequence[_Job[E]]) -> Exception | None:
         self._unchecked = 0
-        late = asyncio.create_task(self._late(share))
+        if self._watch is None:
+            self._look()
         try:
             await self.do(lambda connection: self._add_wanted(connection, share))
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait are told
             return error
-        finally:
-            late.cancel()
         return None
 
-    async def _late(self, share: Sequence[_Job[E]]) -> None:
-        """For as long as the thread does not come back: they all wait for it."""
-        while True:
-            await asyncio.sleep(_WITHIN)
-            _tell([*share, *self._waiting], TimeoutError(f"not kept in {_WITHIN:g} s"))
+    def _look(self) -> None:
+        """Tells those whose time is over, and comes back for the next. Once the thread has been
+        asked, it goes on until nobody waits."""
+        loop = asyncio.get_running_loop()
+        self._watch = None
+        while self._waiting and self._waiting[0].told.done():
+            self._waiting.popleft()
+        for job in (*self._share, *self._waiting):
+            if job.told.done():
+                continue
+            if job.until > loop.time():
+                self._watch = loop.call_at(job.until, self._look)
+                return
+            job.told.set_exception(TimeoutError(f"not kept in {_WITHIN:g} s"))
 
     def _add_wanted(self, connection: sqlite3.Connection, share: Sequence[_Job[E]]) -> None:
         if entries := [it.entry for it in share if it.entry is not None and not it.told.done()]:

@@ -40,7 +40,9 @@ class Turn:
             return
         try:
             while self._waiting:
-                self._waiting.popleft().send()
+                corked = self._waiting.popleft()
+                corked.due = False
+                corked.send()
         finally:
             if self._waiting:
                 self._soon(self._end)
@@ -59,6 +61,7 @@ class Corked:
         self._turn = _turns.get(loop) or _turns.setdefault(loop, Turn(loop))
         self._held: list[bytes] = []
         self._size = 0
+        self.due = False
         self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
         self.pause_reading = transport.pause_reading
@@ -72,7 +75,8 @@ class Corked:
     def write(self, data: bytes) -> None:
         if not data:
             return
-        if not self._held:
+        if not self.due:
+            self.due = True
             self._turn.add(self)
         self._held.append(data)
         self._size += len(data)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from string import punctuation
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -27,7 +26,7 @@ from llamaxing.errors import (
 )
 from llamaxing.exchange import Exchange, Kept
 from llamaxing.forward import Call, Forwarder
-from llamaxing.http import Headers, Request, Response
+from llamaxing.http import Headers, Outgoing, Request, Response
 from llamaxing.identity import Identities
 from llamaxing.ids import Ids, Owner
 from llamaxing.logs import SENSITIVE, TEXTS, log
@@ -218,10 +217,9 @@ class Gateway:
         exchange.status = answer.status
         exchange.content_type = answer.media_type
         exchange.content_encoding = answer.header(b"content-encoding")
-        body: Any = whole(answer, exchange)
-        if body is None:
-            body = relay(answer, exchange, self._options.streams.longest)
-        body = recorded(body, exchange, self._recorder)
+        found = whole(answer, exchange)
+        passed = relay(answer, exchange, self._options.streams.longest) if found is None else found
+        body = recorded(passed, exchange, self._recorder)
         head = [*_head(answer), *self._tried(exchange)]
         return Response(answer.status, head, body, partial(self._close, exchange, body, answer))
 
@@ -235,7 +233,7 @@ class Gateway:
         return Response(200, head, body, partial(self._close, exchange, body, None))
 
     async def _close(
-        self, exchange: Exchange, body: Any, answer: Answer | None, sent: bool
+        self, exchange: Exchange, body: Outgoing, answer: Answer | None, sent: bool
     ) -> None:
         if isinstance(body, bytes):
             exchange.complete = sent

@@ -3,7 +3,7 @@
 import asyncio
 import mmap
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 import msgspec
 
@@ -11,6 +11,9 @@ from llamaxing.errors import RequestTooLarge
 
 Buffer = bytes | mmap.mmap
 Headers = list[tuple[bytes, bytes]]
+Pieces = AsyncGenerator[bytes, None]
+Outgoing = bytes | Pieces
+"""A reply's body: the whole of it, or as it comes."""
 
 # RFC 9110 section 7.6.1, and the names that predate it: they belong to one connection.
 HOP_BY_HOP = frozenset(
@@ -131,5 +134,5 @@ class Response(msgspec.Struct):
 
     status: int
     headers: Headers
-    body: bytes | AsyncIterator[bytes]
+    body: Outgoing
     aclose: Callable[[bool], Awaitable[None]] = _nothing

@@ -45,12 +45,15 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._records: deque[logging.LogRecord] = deque()
+        self._lines: deque[str] = deque()
         self._due = False
 
     def handle(self, record: logging.LogRecord) -> bool:
         # Without the lock, which is for who writes: a line is added as a whole.
-        self._records.append(record)
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001  as other handlers do: nobody's call ends with its line
+            self.handleError(record)
         if record.levelno > logging.INFO:
             self.flush()
         elif not self._due:
@@ -63,12 +66,8 @@ class Lines(logging.StreamHandler[TextIO]):
         self._due = False
         with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError):
             lines = []
-            while self._records:
-                record = self._records.popleft()
-                try:
-                    lines.append(self.format(record))
-                except (TypeError, ValueError):
-                    self.handleError(record)
+            while self._lines:
+                lines.append(self._lines.popleft())
             if lines:
                 self.stream.write("\n".join([*lines, ""]))
             self.stream.flush()

@@ -82,8 +82,10 @@ class Recorder:
         try:
             if self._keeps(exchange):
                 await self._keep(exchange)
-        except Exception as error:
+        except BaseException as error:
             exchange.complete = False
+            if not isinstance(error, Exception):
+                raise
             self._log.error("a reply is not let through, since its record is not kept: %r", error)
             raise NotRecorded from error
         exchange.recorded = True

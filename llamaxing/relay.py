@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import httpx
@@ -16,7 +16,7 @@ from llamaxing.closing import closing
 from llamaxing.endpoints import Endpoint
 from llamaxing.errors import GatewayError, StreamBroken, StreamTooOld, UpstreamBadResponse
 from llamaxing.exchange import Exchange
-from llamaxing.http import Headers
+from llamaxing.http import Headers, Pieces
 from llamaxing.logs import CHUNKS, log
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -53,9 +53,7 @@ def whole(answer: Answer, exchange: Exchange) -> bytes | None:
     return body
 
 
-async def relay(
-    answer: Answer, exchange: Exchange, longest: float = math.inf
-) -> AsyncIterator[bytes]:
+async def relay(answer: Answer, exchange: Exchange, longest: float = math.inf) -> Pieces:
     """Every byte of the answer, as it came and when it came; but for what `answer.edit` changes,
     and the count of tokens that we asked for in the caller's stead. Comments while it is silent.
 
@@ -124,7 +122,7 @@ async def within(answering: Coroutine[Any, Any, Answer], seconds: float) -> Any:
 
 async def committed(
     answering: "asyncio.Task[Answer]", exchange: Exchange, streams: Streams
-) -> AsyncIterator[bytes]:
+) -> Pieces:
     """A stream whose status has gone out before there is an answer: comments until there is one.
 
     What would have been another status is then an error event.
@@ -189,7 +187,7 @@ def _passing(answer: Answer, framer: sse.Framer) -> sse.Edited | sse.Uncounted |
     return sse.Uncounted(framer) if answer.counted else None
 
 
-async def _chunks(answer: Answer) -> AsyncIterator[bytes]:
+async def _chunks(answer: Answer) -> Pieces:
     for chunk in answer.held:
         yield chunk
     if not answer.whole:

@@ -68,6 +68,18 @@ async def test_where_each_turn_has_more_to_send_for_they_go_out_together_after_a
     assert sent == [0, 0, 0, 8, 8]
 
 
+async def test_one_that_writes_much_is_still_one() -> None:
+    wire = Wire()
+    writes_much = Corked(wire)
+
+    for _ in range(2):
+        writes_much.write(bytes(65 * 1024))
+    writes_much.write(b"rest")
+    await a_turn()
+
+    assert wire.sent[-1] == b"rest"
+
+
 async def test_where_no_more_come_the_next_turn_sends_what_there_is() -> None:
     wires = Wire(), Wire()
     for wire in wires:

@@ -74,11 +74,17 @@ async def test_lines_of_many_threads_are_all_there(log: logging.Logger, writes: 
     assert sorted(map(int, writes.getvalue().split())) == list(range(800))
 
 
-async def test_a_line_that_cannot_be_made_does_not_cost_the_others(
-    log: logging.Logger, writes: Writes, monkeypatch: pytest.MonkeyPatch
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("what", ["%d", "%(name)s", Unspeakable()])
+async def test_a_line_that_cannot_be_made_costs_neither_the_others_nor_the_call(
+    log: logging.Logger, writes: Writes, monkeypatch: pytest.MonkeyPatch, what: object
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
-    log.info("%d", "no number")
+    log.info(what, {"no": "number"})
     log.info("one")
 
     await asyncio.sleep(0)

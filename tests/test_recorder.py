@@ -114,6 +114,19 @@ async def test_an_outbox_that_does_not_answer_is_not_waited_for_without_end(
     assert len(memory.records) == 4
 
 
+async def test_who_leaves_while_the_record_is_kept_has_not_been_given_the_whole_reply() -> None:
+    recorder = Recorder([delivering(Stuck)], copy_up_to=10)
+    one = exchange()
+    completing = asyncio.create_task(recorder.complete(one))
+    await asyncio.sleep(0)
+
+    completing.cancel()
+    await asyncio.wait({completing})
+
+    assert completing.cancelled()
+    assert (one.complete, one.recorded) == (False, False)
+
+
 async def test_what_nobody_takes_can_be_read_back_from_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
