@@ -239,6 +239,31 @@ async def test_what_is_read_may_be_asked_for_by_its_head(gateway: Served, path: 
 NAMED = ["org/ünï model:v1", "a/b", "100%/.."]
 
 
+async def test_a_refusal_that_is_cut_off_is_not_recorded_as_given(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    gateway = application(configure(tmp_path, [model(openai(upstream, "i1"))]))
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
+    came = asyncio.Queue[dict[str, Any]]()
+    came.put_nowait({"type": "http.request", "body": json.dumps({**CHAT, "model": "no"}).encode()})
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            calling.cancel()
+            await asyncio.sleep(0)
+
+    calling = asyncio.create_task(gateway(scope, came.get, send))
+    await asyncio.wait({calling})
+
+    record = json.loads((tmp_path / "records.jsonl").read_text())
+    assert calling.cancelled()
+    assert (record["status"], record["complete"], record["error"]) == (
+        404,
+        False,
+        "model_not_found",
+    )
+
+
 async def test_a_line_end_that_a_server_lets_pass_within_a_header_begins_no_other(
     tmp_path: Path, upstream: Upstream
 ) -> None:
