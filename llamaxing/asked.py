@@ -40,6 +40,7 @@ async def read(request: Request, exchange: Exchange) -> Payload | Form | None:
 
 
 def _taken(content_type: str, taken: str) -> str:
+    """Its media type; raises `UnsupportedMediaType` for one that is not `taken`."""
     media_type = content_type.partition(";")[0].strip().lower()
     allowed = [_JSON, _FORM] if taken == "form" else [_JSON]
     if taken != "none" and (media_type not in allowed or not content_type.isascii()):

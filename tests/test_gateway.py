@@ -236,9 +236,6 @@ async def test_what_is_read_may_be_asked_for_by_its_head(gateway: Served, path: 
     assert head.headers["content-length"] == whole.headers["content-length"]
 
 
-NAMED = ["org/ünï model:v1", "a/b", "100%/.."]
-
-
 async def test_a_refusal_that_is_cut_off_is_not_recorded_as_given(
     tmp_path: Path, upstream: Upstream
 ) -> None:
@@ -281,6 +278,9 @@ async def test_a_line_end_that_a_server_lets_pass_within_a_header_begins_no_othe
     await gateway(scope, came.get, send)
 
     assert (sent[0]["status"], upstream.journal) == (401, [])
+
+
+NAMED = ["org/ünï model:v1", "a/b", "100%/.."]
 
 
 @pytest.mark.parametrize("name", NAMED)
