@@ -178,8 +178,8 @@ class Commits(Generic[E]):
         return None
 
     def _look(self) -> None:
-        """Tells those whose time is over, and comes back for the next. Once the thread has been
-        asked, it goes on until nobody waits."""
+        """Tells those whose time is over, and comes back for the next: for as long as anybody
+        waits, and as the thread has not come back, since others may come meanwhile."""
         loop = asyncio.get_running_loop()
         self._watch = None
         while self._waiting and self._waiting[0].told.done():
@@ -191,6 +191,8 @@ class Commits(Generic[E]):
                 self._watch = loop.call_at(job.until, self._look)
                 return
             job.told.set_exception(TimeoutError(f"not kept in {_WITHIN:g} s"))
+        if self._share:
+            self._watch = loop.call_at(loop.time() + _WITHIN, self._look)
 
     def _add_wanted(self, connection: sqlite3.Connection, share: Sequence[_Job[E]]) -> None:
         if entries := [it.entry for it in share if it.entry is not None and not it.told.done()]:

@@ -184,6 +184,23 @@ async def test_nobody_waits_longer_than_their_own_limit_for_another_program(
     await commits.aclose()
 
 
+async def test_who_comes_when_all_others_have_been_told_is_told_in_time_as_well(
+    numbers: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamaxing.commits._WITHIN", 0.05)
+    commits = await opened(numbers.commits())
+    other = sqlite3.connect(numbers.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    for _ in range(3):
+        with pytest.raises(TimeoutError, match="not kept"):
+            await commits.add(lambda: 1)
+
+    other.execute("ROLLBACK")
+    other.close()
+    await commits.aclose()
+
+
 @pytest.mark.parametrize("both", [False, True])
 async def test_where_the_loop_fails_the_thread_has_the_last_word(
     numbers: Numbers, both: bool
